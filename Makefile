@@ -1,0 +1,52 @@
+# Works on a fresh machine with Python 3.11 or newer, make and a package index. Everything lands in .venv.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# CPU wheels of torch: the default index has CUDA builds, which bring gigabytes. For a GPU: make install TORCH_INDEX=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Python compiles what it imports: compiling everything at once would be half of the installation.
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
+
+ifneq ($(wildcard ../shared/data),)
+RAYLENS_TEST_DATA ?= $(abspath ../shared/data)
+endif
+export RAYLENS_TEST_DATA
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: install demo test lint format bench clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed (make PYTHON=/path/to/python3.12 install)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --retries 2 --no-deps -c constraints.txt torch torchvision \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(PIP) -c constraints.txt -e '.[test]'
+	@touch $(STAMP)
+
+demo: install
+	$(BIN)/raylens demo
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# Two at a time: most of the time passes in waiting for real processes to start.
+test: lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	@for script in $$(ls tests/bench/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
