@@ -1,0 +1,1 @@
+"""Attribution methods that stand beside ours in every comparison."""

@@ -1,0 +1,82 @@
+"""Every attribution method by name, behind one signature.
+
+A method is built once (``build``) and then answers queries: ``maps(query) -> [B, R, h', w']`` float, one map for each
+image and asked class, at whatever resolution it has. A map that is NaN everywhere means "no answer for this class"
+(CHIP without a fit) and counts as wrong, apart. ``name:layer`` asks for another layer than the default, the last one
+listed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from stages.baselines.query import Query
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What methods are built from: the layers by role (first to last), options, and tables such as CHIP's "solve"."""
+
+    layers: tuple[str, ...] = ("first_conv", "last_conv")
+    signed: bool = False
+    tables: Mapping[str, Any] = field(default_factory=dict)
+
+    def layer(self, asked: str | None) -> str:
+        if asked is None and not self.layers:
+            raise ValueError("no layers are given: list at least one, for instance last_conv")
+        return self.layers[-1] if asked is None else asked
+
+
+class Method(Protocol):
+    """An attribution method; ``layers`` are the taps it reads, so that one prefix pass serves all methods.
+
+    ``passes`` is (forwards, backwards) per asked class besides the shared prefix, in whole networks: for estimates.
+    """
+
+    layers: Sequence[str]
+    passes: tuple[float, float]
+
+    def maps(self, query: Query) -> torch.Tensor: ...
+
+
+# Names, not classes: a method is imported when it is asked for.
+METHODS: dict[str, str] = {
+    "chip": "stages.chip.maps:Chip",
+    "refined_chip": "stages.chip.maps:RefinedChip",
+    "guided_chip": "stages.chip.maps:GuidedChip",
+    "grad_cam": "stages.baselines.grad_cam:GradCam",
+    "gradient": "stages.baselines.gradient:Gradient",
+    "guided_backprop": "stages.baselines.guided:GuidedBackprop",
+}
+
+
+def build(name: str, setting: Setting) -> Method:
+    """The method called ``name`` or ``name:layer``. LookupError for an unknown name, with near matches."""
+    method: Method = _class_of(name).build(name.partition(":")[2] or None, setting)  # type: ignore[attr-defined]
+    return method
+
+
+def layers_of(names: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
+    """The layers a network must be cut at for these methods, each once; known without tables."""
+    found: dict[str, None] = {}
+    for name in names:
+        wanted = _class_of(name).layers_for(name.partition(":")[2] or None, Setting(tuple(layers)))  # type: ignore[attr-defined]
+        found.update(dict.fromkeys(wanted))
+    return tuple(found)
+
+
+def _class_of(name: str) -> type:
+    kind = name.partition(":")[0]
+    if kind not in METHODS:
+        close = difflib.get_close_matches(kind, METHODS, n=2)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(METHODS)}"
+        raise LookupError(f"no attribution method {kind!r}: {hint}")
+    module, attribute = METHODS[kind].split(":")
+    found: type = getattr(importlib.import_module(module), attribute)
+    return found

@@ -1,0 +1,1 @@
+"""CHIP: channel-wise disentangled interpretation of convolutional networks."""

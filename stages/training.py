@@ -1,0 +1,268 @@
+"""A plain, resumable training loop: the same history whether it ran through or was killed and started again.
+
+Everything random follows from (seed, epoch): the order of the rows, what augmentation draws for a row (with its key),
+and PyTorch's own generators, which are seeded anew at each epoch (dropout). The learning rate is a function of the
+step. So the state to keep is small: weights, optimiser, scaler, history and the position.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.training_draws import epoch_order, number, row_seeds, uniform
+from stages.training_schedule import TrainingConfig, learning_rate
+from stages.training_state import Checkpoints, State
+
+__all__ = [
+    "Checkpoints",
+    "Data",
+    "Progress",
+    "TensorData",
+    "TrainingConfig",
+    "best_epoch",
+    "epoch_order",
+    "fit",
+    "learning_rate",
+    "row_seeds",
+    "uniform",
+]
+
+Batch = dict[str, Tensor]
+Epoch = dict[str, float]
+
+
+class Data(Protocol):
+    """Rows that can be asked for by number."""
+
+    def __len__(self) -> int: ...
+
+    def keys(self, rows: np.ndarray) -> Sequence[str]:
+        """A stable name per row: what augmentation draws for a row depends on it."""
+        ...
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The rows as tensors with a leading batch axis, on the CPU."""
+        ...
+
+
+class TensorData:
+    """Rows held in memory: every tensor has the rows on its first axis."""
+
+    def __init__(self, keys: Sequence[str], **tensors: Tensor) -> None:
+        wrong = {name: len(tensor) for name, tensor in tensors.items() if len(tensor) != len(keys)}
+        if wrong:
+            raise ValueError(f"{len(keys)} keys, but {wrong} rows: give each tensor one row per key")
+        self._keys, self.tensors = list(keys), tensors
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def keys(self, rows: np.ndarray) -> list[str]:
+        return [self._keys[row] for row in rows.tolist()]
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        at = torch.from_numpy(np.ascontiguousarray(rows))
+        return {name: tensor[at] for name, tensor in self.tensors.items()}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands, for a progress line: not part of its result."""
+
+    epoch: int  # from 1
+    epochs: int
+    metrics: Epoch
+    seconds: float  # of this epoch
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    config: TrainingConfig,
+    checkpoints: Checkpoints | None = None,
+    *,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    augment: Callable[[Batch, np.ndarray], Batch] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+) -> list[Epoch]:
+    """Trains ``model`` in place, from the newest checkpoint where there is one.
+
+    Args:
+        model: on ``device`` already; with ``world`` > 1 wrapped in DistributedDataParallel.
+        loss: ``loss(model, batch)`` is the mean over the batch, a scalar.
+        evaluate: called after each epoch with the bare model in eval mode, without gradients, on rank 0.
+        augment: ``augment(batch, seeds)`` on the device; ``seeds`` is uint64 [rows], one per row from (seed, epoch,
+            key), to be spent with ``uniform``; so a row is augmented alike in whatever batch it comes.
+        checkpoints: rank 0 saves every ``checkpoint_every`` epochs and at the end; all ranks resume from the latest.
+        rank, world: which share of each batch this process takes. Needs torch.distributed when ``world`` > 1.
+
+    Returns:
+        One dict per epoch: ``epoch`` (from 1), ``loss`` (mean over its steps), ``lr`` (of its last step) and what
+        ``evaluate`` said.
+
+    Raises:
+        ValueError: a checkpoint of another config or model, too few rows, an unknown monitor.
+        FloatingPointError: the loss is no longer finite.
+    """
+    _check(config, data, evaluate is not None, world)
+    device = torch.device(device)
+    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = _optimizer(bare, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    steps = len(data) // config.batch
+    state = _resume(checkpoints, bare, optimizer, scaler, config)
+    history: list[Epoch] = state.meta["history"]
+
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        for epoch in range(len(history), config.epochs):
+            if _stopped(history, config):
+                break
+            began = time.perf_counter()
+            torch.manual_seed(number(config.seed, "torch", epoch, rank) % 2**63)
+            model.train()
+            total = torch.zeros((), device=device)
+            order = epoch_order(len(data), config.seed, epoch)
+            for step in range(steps):
+                rate = learning_rate(epoch * steps + step, config.epochs * steps, config)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                rows = order[step * config.batch : (step + 1) * config.batch][rank::world]
+                batch = {k: v.to(device, non_blocking=True) for k, v in data.batch(rows).items()}
+                if augment is not None:
+                    batch = augment(batch, row_seeds(config.seed, epoch, data.keys(rows)))
+                total += _step(model, batch, loss, optimizer, scaler, config, device)
+            metrics = {"epoch": epoch + 1, "loss": _mean_over_workers(total / steps, world), "lr": rate}
+            if not math.isfinite(metrics["loss"]):
+                raise FloatingPointError(
+                    f"the loss is {metrics['loss']} in epoch {epoch + 1}: lower lr (now {config.lr}) or set clip"
+                )
+            metrics |= _evaluated(bare, evaluate, rank, world)
+            history.append(metrics)
+            if config.monitor and best_epoch(history, config) == epoch:
+                state.keep_best(bare)
+            last = epoch + 1 == config.epochs or _stopped(history, config)
+            if checkpoints is not None and rank == 0 and (last or (epoch + 1) % config.checkpoint_every == 0):
+                state.take(bare, optimizer, scaler, asdict(config), history)
+                checkpoints.save(epoch + 1, state.to_files())
+            if progress is not None and rank == 0:
+                progress(Progress(epoch + 1, config.epochs, metrics, time.perf_counter() - began))
+    if config.monitor:
+        state.restore_best(bare)
+    bare.eval()
+    return history
+
+
+def _step(
+    model: nn.Module,
+    batch: Batch,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: TrainingConfig,
+    device: torch.device,
+) -> Tensor:
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    with torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None):
+        value = loss(model, batch)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(value).backward()
+    if config.clip is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return value.detach().float()
+
+
+def best_epoch(history: Sequence[Epoch], config: TrainingConfig) -> int:
+    """Index into ``history`` of the best epoch by ``config.monitor``; the earliest of equals."""
+    values = [epoch[config.monitor or "loss"] for epoch in history]
+    return values.index(min(values) if config.mode == "min" else max(values))
+
+
+def _stopped(history: Sequence[Epoch], config: TrainingConfig) -> bool:
+    if not history or config.patience is None:
+        return False
+    return len(history) - 1 - best_epoch(history, config) >= config.patience
+
+
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    # Norms and biases are not decayed: shrinking them towards 0 has no meaning.
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in learnt if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in learnt if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def _resume(
+    checkpoints: Checkpoints | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: TrainingConfig,
+) -> State:
+    found = checkpoints.latest() if checkpoints is not None else None
+    if found is None:
+        return State({}, {"history": []})
+    state = State.from_files(found[1])
+    then, now = state.meta["config"], asdict(config)
+    changed = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in then | now if then.get(k) != now.get(k)]
+    if changed:
+        raise ValueError(
+            f"the checkpoint of epoch {found[0]} was made with another config ({'; '.join(changed)}): "
+            "set the fields back, or train into another folder"
+        )
+    state.give(model, optimizer, scaler)
+    return state
+
+
+def _mean_over_workers(value: Tensor, world: int) -> float:
+    if world > 1:
+        torch.distributed.all_reduce(value)
+    return float(value) / world
+
+
+def _evaluated(
+    model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]] | None, rank: int, world: int
+) -> Epoch:
+    if evaluate is None:
+        return {}
+    told: list[Epoch] = [{}]
+    if rank == 0:
+        model.eval()
+        with torch.no_grad():
+            told = [{name: float(value) for name, value in evaluate(model).items()}]
+    if world > 1:  # one answer for all, or early stopping could part the workers
+        torch.distributed.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def _check(config: TrainingConfig, data: Data, evaluated: bool, world: int) -> None:
+    if config.batch % world:
+        raise ValueError(f"batch {config.batch} does not divide among {world} workers: use a multiple of {world}")
+    if len(data) < config.batch:
+        raise ValueError(f"{len(data)} rows do not fill one batch of {config.batch}: lower batch or add rows")
+    if config.patience is not None and config.monitor is None:
+        raise ValueError("patience needs a monitor: name the metric to watch, e.g. monitor='loss'")
+    if config.monitor not in (None, "loss") and not evaluated:
+        raise ValueError(f"monitor {config.monitor!r} comes from evaluate, and there is none: pass evaluate=")
