@@ -1,0 +1,138 @@
+"""Folders of files that are committed by a receipt, and the newest three of them as a training's checkpoints.
+
+Data files are named by their content and written whole; ``receipt.json``, created last, is the commit. A reader goes
+through the receipt and believes only what has the hash it names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import RaylensError
+from pipeline.storage import Folder
+
+RECEIPT = "receipt.json"
+
+
+@dataclass(frozen=True)
+class Committed:
+    files: dict[str, bytes]  # by the name they were committed under
+    digest: str  # sha256 over names and hashes
+
+
+class DamagedError(RaylensError):
+    """A committed file is gone or not what its receipt says."""
+
+
+def commit(folder: Folder, files: Mapping[str, bytes]) -> bool:
+    """Writes the files, then the receipt; of two that race, one wins. Says whether this call's receipt stands."""
+    entries = {}
+    for name, data in files.items():
+        sha = hashlib.sha256(data).hexdigest()
+        stem, dot, suffix = name.rpartition(".")
+        stored = f"{stem}-{sha[:8]}.{suffix}" if dot else f"{name}-{sha[:8]}"
+        entries[name] = {"file": stored, "bytes": len(data), "sha256": sha}
+        folder.write(stored, data)
+    receipt = json.dumps({"files": entries}, indent=1, sort_keys=True).encode()
+    if folder.create(RECEIPT, receipt):
+        return True
+    kept = {entry["file"] for entry in _receipt(folder).values()}
+    for entry in entries.values():
+        if entry["file"] not in kept:
+            folder.remove(str(entry["file"]))
+    return False
+
+
+def read_committed(folder: Folder) -> Committed | None:
+    """What was committed here, verified; None where there is no receipt.
+
+    Raises:
+        DamagedError: a file is missing, or its bytes or hash are not the receipt's; names the file.
+    """
+    try:
+        entries = _receipt(folder)
+    except FileNotFoundError:
+        return None
+    files, total = {}, hashlib.sha256()
+    for name, entry in sorted(entries.items()):
+        try:
+            data = folder.read(entry["file"])
+        except FileNotFoundError:
+            raise _damaged(folder, entry["file"], "is missing") from None
+        if len(data) != entry["bytes"]:
+            raise _damaged(folder, entry["file"], f"has {len(data)} bytes instead of {entry['bytes']}")
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise _damaged(folder, entry["file"], "does not have the hash in its receipt")
+        files[name] = data
+        total.update(name.encode() + b"\0" + bytes.fromhex(entry["sha256"]))
+    return Committed(files, total.hexdigest())
+
+
+def _damaged(folder: Folder, file: str, how: str) -> DamagedError:
+    return DamagedError(f"{file} {how}", where=folder.url, cure="remove this folder and run again: it is made anew")
+
+
+def _receipt(folder: Folder) -> dict[str, Any]:
+    try:
+        entries = json.loads(folder.read(RECEIPT))["files"]
+        for entry in entries.values():
+            entry["file"], entry["bytes"], entry["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, RECEIPT, "cannot be read") from error
+    return dict(entries)
+
+
+class CommittedCheckpoints:
+    """``RUN/<training>/checkpoints/<epoch>/``: files, then a receipt; the newest ``keep`` stay."""
+
+    def __init__(self, folder: Folder, keep: int = 3) -> None:
+        self.folder, self.keep = folder, keep
+        self.refused: list[str] = []  # what the last ``latest`` would not take, newest first
+
+    def save(self, epoch: int, files: Mapping[str, bytes]) -> None:
+        """Commits a checkpoint, replacing one of the same epoch that was refused before."""
+        place = self.folder.child(f"{epoch:04d}")
+        if place.exists(RECEIPT) and not _whole(place):
+            _clear(place)
+        commit(place, files)
+        for old in self._epochs()[self.keep :]:
+            _clear(self.folder.child(f"{old:04d}"))
+
+    def latest(self) -> tuple[int, dict[str, bytes]] | None:
+        """The newest checkpoint that verifies, or None; the ones refused are named in ``refused``."""
+        self.refused = []
+        for epoch in self._epochs():
+            try:
+                found = read_committed(self.folder.child(f"{epoch:04d}"))
+            except DamagedError as error:
+                self.refused.append(f"checkpoint {epoch} refused: {error.what} ({error.where})")
+                continue
+            if found is not None:
+                return epoch, found.files
+        return None
+
+    def _epochs(self) -> list[int]:
+        """Committed epochs, newest first."""
+        names = [name for name in self.folder.folders() if name.isdigit()]
+        return sorted((int(name) for name in names if self.folder.child(name).exists(RECEIPT)), reverse=True)
+
+
+def _whole(place: Folder) -> bool:
+    try:
+        return read_committed(place) is not None
+    except DamagedError:
+        return False
+
+
+def _clear(place: Folder) -> None:
+    """The receipt first: what is half removed was never committed."""
+    place.remove(RECEIPT)
+    for name in place.list():
+        place.remove(name)
+    with contextlib.suppress(OSError):
+        place.fs.rmdir(place.root)

@@ -1,0 +1,304 @@
+"""Run a job's steps in order into its run folder: lock, keys, plans, shards, reductions, totals."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import plan as plans
+from pipeline.errors import RaylensError, UsageError
+from pipeline.events import Events
+from pipeline.lock import RunLock
+from pipeline.options import Options
+from pipeline.plan import Plan
+from pipeline.progress import Progress
+from pipeline.provenance import provenance
+from pipeline.run import Run
+from pipeline.shards import STATUSES, Receipt, Shards, digest
+from pipeline.signals import StopOnSignals
+from pipeline.steps import Job, Measure, Reduce
+from pipeline.storage import Folder
+from pipeline.worker import Work
+
+COMPLETE, FAILED, USAGE, ROWS_FAILED = 0, 1, 2, 3  # exit codes
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a run."""
+
+    exit_code: int
+    totals: Mapping[str, Mapping[str, int]]  # step -> rows by status
+    fingerprints: Mapping[str, str]
+    failed_share: float
+    seconds: float
+
+
+def execute(job: Job, url: str, options: Options | None = None) -> Outcome:
+    """Run a job to its end, or as far as it goes; a rerun goes on where receipts end.
+
+    Raises RaylensError (UsageError before anything runs where possible). Rows that fail do not raise: see
+    ``Outcome.exit_code``.
+    """
+    options = options or Options()
+    run = Run(url)
+    started = time.monotonic()
+    with RunLock(run.folder, say=options.say) as lock, StopOnSignals(lock) as stop:
+        driver = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}-{secrets.token_hex(2)}"
+        with Events(run.folder, driver) as events:
+            engine = _Engine(job, run, options, events, stop)
+            try:
+                events.say("begin", job=job.name, pid=os.getpid())
+                outcome = engine.go(started)
+                events.say("end", exit_code=outcome.exit_code, seconds=round(outcome.seconds, 1))
+                return outcome
+            except BaseException as error:
+                events.say("end", error=f"{type(error).__name__}: {error}")
+                if lock.lost.is_set():
+                    lock.check()
+                raise
+            finally:
+                engine.close()
+
+
+class _Engine:
+    """One driver's walk through the graph."""
+
+    def __init__(self, job: Job, run: Run, options: Options, events: Events, stop: threading.Event) -> None:
+        self.job, self.run, self.options, self.events, self.stop = job, run, options, events, stop
+        self._runner: Any = None
+        self.fingerprints: dict[str, str] = {}
+        self.receipts: dict[str, list[tuple[str, Receipt]]] = {}  # step -> (split, receipt) of everything it holds
+        self.folders: dict[str, dict[str, Folder]] = {}
+        self.totals: dict[str, dict[str, int]] = {}
+
+    @property
+    def runner(self) -> Any:
+        if self._runner is None:  # Ray is joined only when there is work: a finished run answers at once
+            from pipeline.runner import Runner
+
+            self._runner = Runner(self.options.resources, self.events, self.stop)
+        return self._runner
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+    def go(self, started: float) -> Outcome:
+        wanted = _closure(self.job, self.options.only)
+        for split, source in self.job.sources.items():
+            self.run.freeze_keys(split, source)
+        self._refuse_changed(wanted)
+        described = provenance(self.job.config) | {"code_path": list(self.options.code_path)}
+        self.run.write_description(self.job, described, self._known_fingerprints())
+        for step in self.job.steps:
+            if step.name not in wanted:
+                continue
+            if isinstance(step, Measure):
+                self._measure(step)
+            else:
+                self._reduce(step)
+            self.run.write_description(self.job, described, self._now())
+        rows = sum(sum(t.values()) for t in self.totals.values())
+        bad = sum(t["failed"] for t in self.totals.values())
+        share = bad / rows if rows else 0.0
+        # The share is taken step by step: a small step must not hide in a large one.
+        over = any(
+            t["failed"] > self.options.allow_failed * sum(t.values()) for t in self.totals.values() if sum(t.values())
+        )
+        return Outcome(
+            ROWS_FAILED if over else COMPLETE, self.totals, self.fingerprints, share, time.monotonic() - started
+        )
+
+    def _now(self) -> dict[str, str]:
+        """Fingerprints of the present settings: a step left out of this drive has none once its upstream changed."""
+        before = self._known_fingerprints()
+        now: dict[str, str] = {}
+        for step in self.job.steps:
+            moved = any(now.get(name) != before.get(name) for name in step.upstream)
+            now[step.name] = self.fingerprints.get(step.name, "" if moved else before.get(step.name, ""))
+        return now
+
+    def _known_fingerprints(self) -> dict[str, str]:
+        """What an earlier driver wrote for steps this one does not touch."""
+        try:
+            return {s["name"]: s.get("fingerprint", "") for s in self.run.describe()["steps"]}
+        except RaylensError:
+            return {}
+
+    def _refuse_changed(self, wanted: set[str]) -> None:
+        """Before run.json is written anew, so that it goes on telling what made the rows that are there."""
+        for step in self.job.steps:
+            if step.name in wanted and isinstance(step, Measure) and not self.job.keyed(step.name):
+                for split in step.splits:
+                    folder = self.run.step_folder(step.name, split=split)
+                    plan = plans.load(folder)
+                    if plan is not None:
+                        plans.refuse_other(plan, self._fields(step), folder.path("plan.json"))
+
+    def _fields(self, step: Measure) -> dict[str, Any]:
+        keys = {s: self.run.key_table(s).digest for s in step.splits}
+        return plans.measure_fields(step, self.job.limits, keys, self._digests(step))
+
+    def _measure(self, step: Measure) -> None:
+        fields = self._fields(step)
+        mark = plans.fingerprint(fields)
+        keyed = mark if self.job.keyed(step.name) else ""
+        folders = {s: self.run.step_folder(step.name, split=s, fingerprint=keyed) for s in step.splits}
+        self.fingerprints[step.name], self.folders[step.name] = mark, folders
+        frozen = {split: plans.load(folder) for split, folder in folders.items()}
+        for split, plan in frozen.items():
+            if plan is not None:
+                plans.refuse_other(plan, fields, folders[split].path("plan.json"))
+        work = self._work(step, mark, folders)
+        if any(plan is None for plan in frozen.values()):
+            work = self._plan(work, fields, frozen)
+        else:
+            work = dataclasses.replace(work, plans={s: p for s, p in frozen.items() if p is not None})
+        todo: list[tuple[str, int]] = []
+        found: list[tuple[str, Receipt]] = []
+        for split, plan in work.plans.items():
+            shards = Shards(folders[split], plan.shards)
+            good, bad = shards.complete()
+            for shard, why in sorted(bad.items()):
+                self.options.say(f"step '{step.name}': shard {split}/{shard:05d} is made again: {why}")
+                self.events.say("damaged", step=step.name, shard=f"{split}/{shard:05d}", why=why)
+                shards.withdraw(shard)
+            todo += [(split, shard) for shard in range(plan.shards) if shard not in good]
+            found += [(split, receipt) for shard, receipt in good.items() if shard < plan.shards]
+        if todo:
+            total = sum(p.keys for p in work.plans.values())
+            done = sum(r.total for _, r in found)
+            with Progress(
+                step.name, total, shards=sum(p.shards for p in work.plans.values()), done=done, shards_done=len(found)
+            ) as progress:
+                made = self.runner.run(work, todo, progress)
+            found += [(split, receipt) for (split, _), receipt in made.items()]
+            for split, plan in work.plans.items():
+                shards = Shards(folders[split], plan.shards)
+                for orphan in shards.orphans():
+                    shards.folder.remove(orphan)
+        order = {split: i for i, split in enumerate(step.splits)}
+        self.receipts[step.name] = sorted(found, key=lambda item: (order[item[0]], item[1].shard))
+        self.totals[step.name] = _sum(r for _, r in found)
+        self._check_totals(step, work.plans)
+
+    def _check_totals(self, step: Measure, planned: Mapping[str, Plan]) -> None:
+        """A row never vanishes: receipts must add up to the plan."""
+        for split, plan in planned.items():
+            rows = sum(r.total for s, r in self.receipts[step.name] if s == split)
+            if rows != plan.keys:
+                raise RaylensError(
+                    f"step '{step.name}' holds {rows:,} rows of split '{split}' for {plan.keys:,} keys",
+                    where=self.folders[step.name][split].url,
+                    cure="'raylens verify --repair RUN' and run again",
+                )
+
+    def _plan(self, work: Work, fields: dict[str, Any], frozen: Mapping[str, Plan | None]) -> Work:
+        """A micro-run on the hardware that will do the work, then the plans, frozen."""
+        name, resources = work.step.name, self.options.resources
+        self.options.say(f"step '{name}': a micro-run measures it, then its plan is frozen")
+        settled: dict[str, Plan] = {}
+        for split, plan in frozen.items():
+            if plan is None:
+                size, measured = self.runner.measure(work, split, resources.micro_batch)
+                keys = len(self.run.key_table(split))
+                new = plans.new_plan(name, split, fields, keys, size, measured, resources.shard_rows)
+                plan = plans.freeze(Folder(work.folders[split]), new)
+            settled[split] = plan
+        return dataclasses.replace(work, plans=settled)
+
+    def _work(self, step: Measure, mark: str, folders: Mapping[str, Folder]) -> Work:
+        tables = {}
+        for name, upstream in step.tables.items():
+            folder = next(iter(self.folders[upstream].values()))
+            tables[name] = (folder.url, len(self.receipts[upstream]))
+        return Work(
+            id=f"{step.name}-{mark[:8]}",
+            step=step,
+            keys_url=self.run.keys.url,
+            folders={split: folder.url for split, folder in folders.items()},
+            plans={},
+            tables=tables,
+            limits=self.job.limits,
+            code_path=self.options.code_path,
+        )
+
+    def _digests(self, step: Measure | Reduce) -> dict[str, str]:
+        return {name: digest(self.receipts[name]) for name in step.upstream}
+
+    def _reduce(self, step: Reduce) -> None:
+        from pipeline.reduce import Part, Reducing, reduce_on_ray
+
+        upstream = [(s, r) for s, r in self.receipts[step.of] if not step.splits or s in step.splits]
+        fields = plans.reduce_fields(step, digest(upstream))
+        mark = plans.fingerprint(fields)
+        folder = self.run.step_folder(step.name, fingerprint=mark)
+        blocks = step.reduction.blocks()
+        plan = plans.freeze(folder, plans.new_plan(step.name, "", fields, len(blocks), 1, plans.UNMEASURED, 1))
+        shards = Shards(folder, plan.shards)
+        good, bad = shards.complete()
+        for block in bad:
+            shards.withdraw(block)
+        todo = [block for block in range(plan.shards) if block not in good]
+        if todo:
+            folders = self.folders[step.of]
+            parts = tuple(Part(folders[split].url, split, receipt) for split, receipt in upstream)
+            reducing = Reducing(step.name, step.reduction, folder.url, parts)
+            if getattr(step.reduction, "accelerated", False) and self._runner is not None:
+                self._runner.pool.release_gpus()
+            self._connect()
+            with Progress(
+                step.name, plan.shards, shards=plan.shards, done=len(good), shards_done=len(good), unit="blocks"
+            ) as progress:
+                reduce_on_ray(reducing, todo, self.stop, progress)
+            for orphan in shards.orphans():
+                folder.remove(orphan)
+        if todo or not folder.exists("metrics.json"):
+            table = pa.concat_tables(list(shards.tables(getattr(step.reduction, "summary_columns", None))))
+            folder.write("metrics.json", json.dumps(step.reduction.summary(table), indent=1).encode())
+        if step.label:
+            folder.write("label.json", json.dumps({"label": step.label}).encode())
+        self.fingerprints[step.name], self.folders[step.name] = mark, {"": folder}
+        self.receipts[step.name] = [("", r) for _, r in sorted(shards.committed().items())]
+
+    def _connect(self) -> None:
+        from pipeline.cluster import connect
+
+        connect(self.options.resources)
+
+
+def _closure(job: Job, only: tuple[str, ...]) -> set[str]:
+    """The steps asked for and everything they stand on."""
+    names = [step.name for step in job.steps]
+    if not only:
+        return set(names)
+    wanted: set[str] = set()
+    todo = list(only)
+    while todo:
+        name = todo.pop()
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"the steps are {', '.join(names)}"
+            raise UsageError(f"job '{job.name}' has no step '{name}'", where="--only", cure=hint)
+        if name not in wanted:
+            wanted.add(name)
+            todo += job.step(name).upstream
+    return wanted
+
+
+def _sum(receipts: Any) -> dict[str, int]:
+    total = dict.fromkeys(STATUSES, 0)
+    for receipt in receipts:
+        for status, rows in receipt.rows.items():
+            total[status] += rows
+    return total

@@ -1,0 +1,34 @@
+"""The one error a user of Raylens is meant to see."""
+
+from __future__ import annotations
+
+
+class RaylensError(Exception):
+    """A mistake or a failure told as a thing, a place and a cure; shown without a traceback.
+
+    ``exit_code`` is what the command line exits with: 2 for bad usage or config, 1 for a failure on the way.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", cure: str = "") -> None:
+        self.what, self.where, self.cure = what, where, cure
+        super().__init__(self.__str__())
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}\n  -> {self.cure}" if self.cure else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling, and these errors cross process borders.
+        return (_rebuild, (type(self), self.what, self.where, self.cure))
+
+
+def _rebuild(kind: type[RaylensError], what: str, where: str, cure: str) -> RaylensError:
+    return kind(what, where=where, cure=cure)
+
+
+class UsageError(RaylensError):
+    """Bad usage or config: the user can mend it before anything runs."""
+
+    exit_code = 2

@@ -1,0 +1,33 @@
+"""How to run a job. Nothing here is part of any fingerprint or changes what is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What a run may use. None of it is part of any fingerprint."""
+
+    address: str | None = None  # of a running cluster; None starts one here
+    mode: str = "auto"  # "inline", "spread" or "auto"
+    cpus: int | None = None  # of a cluster started here
+    gpus: int | None = None
+    cpus_per_actor: int | None = None
+    gpus_per_actor: float = 1.0
+    price_per_hour: float | None = None  # of one worker
+    shard_rows: int | None = None  # instead of a minute's work
+    micro_batch: int | None = None  # instead of what the stage proposes
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to run a job; none of it changes what it computes."""
+
+    resources: Resources = Resources()
+    allow_failed: float = 0.0  # share of rows that may fail before the exit code says so
+    only: tuple[str, ...] = ()  # these steps and whatever they stand on; empty: all
+    code_path: tuple[str, ...] = ()
+    yes: bool = False  # what a job refuses for its size is wanted
+    say: Callable[[str], None] = print

@@ -1,0 +1,184 @@
+"""Reductions: upstream rows in, an answer out, block by block, with partials merged in a fixed tree.
+
+A leaf of the tree is a fixed number of consecutive shards, and neighbours merge pairwise; so the sum depends on the
+plan only, never on the number of workers or on who finished first. Peak memory is blocks in flight times state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from pipeline.errors import RaylensError
+from pipeline.progress import Progress
+from pipeline.remote_errors import told
+from pipeline.runner import RunStopped
+from pipeline.shards import Receipt, Shards
+from pipeline.steps import Reduction
+from pipeline.storage import Folder
+
+LEAF_SHARDS = 32
+BRANCH_LEAVES = 8  # a power of two: a branch is one task, and its own merges are those of the whole tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A committed upstream shard, and the split it belongs to."""
+
+    folder: str
+    split: str
+    receipt: Receipt
+
+
+@dataclasses.dataclass(frozen=True)
+class Reducing:
+    """All that a task must know of a reduction."""
+
+    name: str
+    reduction: Reduction
+    folder: str  # where its parts and receipts go
+    parts: tuple[Part, ...]  # in the order of splits, then shards
+
+    @property
+    def blocks(self) -> list[Any]:
+        return self.reduction.blocks()
+
+    def leaves(self, block: int) -> list[tuple[Part, ...]]:
+        """Upstream parts of a block, in the groups that the tree starts from."""
+        parts = (self.parts[block],) if self.reduction.aligned else self.parts
+        return [parts[i : i + LEAF_SHARDS] for i in range(0, len(parts), LEAF_SHARDS)] or [()]
+
+
+def read_part(part: Part, columns: Sequence[str], statuses: Sequence[str] = ("ok",)) -> pa.Table:
+    """The rows of an upstream shard that ended so, with ``split`` beside what was asked for."""
+    shards = Shards(Folder(part.folder), 0)
+    wanted = list(dict.fromkeys(columns))
+    if part.split:
+        wanted = list(dict.fromkeys(["key", "status", *wanted]))
+    table = shards.open(part.receipt, [c for c in wanted if c != "split"])
+    if "status" in table.column_names:
+        table = table.filter(pc.is_in(table.column("status"), value_set=pa.array(list(statuses), pa.string())))
+        if "status" not in columns:
+            table = table.drop_columns(["status"])
+    if part.split:
+        table = table.append_column("split", pa.array([part.split] * table.num_rows, pa.string()))
+    return table
+
+
+def add_leaf(reducing: Reducing, block: int, leaf: int) -> Any:
+    """The state of a block over one group of upstream shards."""
+    reduction = reducing.reduction
+    state = reduction.start(reducing.blocks[block])
+    for part in reducing.leaves(block)[leaf]:
+        state = reduction.add(state, read_part(part, reduction.columns, getattr(reduction, "statuses", ("ok",))))
+    return state
+
+
+def finish_block(reducing: Reducing, block: int, state: Any) -> Receipt:
+    """Turn a block's state into rows and commit them."""
+    reduction = reducing.reduction
+    table = reduction.finish(reducing.blocks[block], state)
+    if table.schema.names != reduction.schema.names:
+        raise RaylensError(f"{reducing.name} returned columns {table.schema.names}, not {reduction.schema.names}")
+    table = table.cast(reduction.schema).replace_schema_metadata(reduction.schema.metadata)
+    receipt, _ = Shards(Folder(reducing.folder), len(reducing.blocks)).commit(block, table)
+    return receipt
+
+
+def reduce_leaves(reducing: Reducing, block: int, lo: int, hi: int) -> Any:
+    """The merged state of leaves [lo, hi): neighbours merge as soon as they can, so few states are alive at once.
+
+    The tree is that of merging pairs level by level; equal sizes on the stack are subtrees of equal height.
+    """
+    stack: list[tuple[int, Any]] = []
+    for leaf in range(lo, hi):
+        size, state = 1, add_leaf(reducing, block, leaf)
+        while stack and stack[-1][0] == size:
+            size, state = 2 * size, reducing.reduction.merge(stack.pop()[1], state)
+        stack.append((size, state))
+    _, state = stack.pop()
+    while stack:
+        state = reducing.reduction.merge(stack.pop()[1], state)
+    return state
+
+
+def reduce_here(reducing: Reducing, todo: Sequence[int]) -> None:
+    """The same in this process: for tests and notebooks."""
+    for block in todo:
+        finish_block(reducing, block, reduce_leaves(reducing, block, 0, len(reducing.leaves(block))))
+
+
+def _branch_task(reducing: Reducing, block: int, branch: int) -> Any:
+    last = len(reducing.leaves(block))
+    return reduce_leaves(reducing, block, branch * BRANCH_LEAVES, min(last, (branch + 1) * BRANCH_LEAVES))
+
+
+def _merge_task(reducing: Reducing, left: Any, right: Any) -> Any:
+    return reducing.reduction.merge(left, right)
+
+
+def _finish_task(reducing: Reducing, block: int, state: Any) -> Receipt:
+    return finish_block(reducing, block, state)
+
+
+def _whole_task(reducing: Reducing, block: int) -> Receipt:
+    # A block of one branch never leaves its process.
+    return finish_block(reducing, block, _branch_task(reducing, block, 0))
+
+
+def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event, progress: Progress) -> None:
+    """Run the blocks of ``todo`` as Ray tasks, a bounded number at a time."""
+    resources = ray.cluster_resources()
+    in_flight = max(1, int(resources.get("CPU", 1)))
+    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 5}
+    if getattr(reducing.reduction, "accelerated", False) and resources.get("GPU", 0) >= 1:
+        options["num_gpus"] = 1
+        in_flight = max(1, int(resources["GPU"]))
+    reference = ray.put(reducing)
+    run = {f: ray.remote(f).options(**options) for f in (_branch_task, _merge_task, _finish_task, _whole_task)}
+    waiting = list(todo)
+    flying: dict[Any, int] = {}
+    while waiting or flying:
+        while waiting and len(flying) < in_flight:
+            block = waiting.pop(0)
+            flying[_submit(run, reducing, reference, block)] = block
+        done, _ = ray.wait(list(flying), timeout=0.5)
+        for finished in done:
+            flying.pop(finished)
+            _result(finished, reducing.name)
+            progress.shard_done({"ok": 1})
+        if stop.is_set():
+            for left in flying:
+                with contextlib.suppress(Exception):
+                    ray.cancel(left, force=True)
+            raise RunStopped("stopped on request", cure="run the same command again to resume")
+
+
+def _submit(run: dict[Any, Any], reducing: Reducing, reference: Any, block: int) -> Any:
+    branches = -(-len(reducing.leaves(block)) // BRANCH_LEAVES)
+    if branches == 1:
+        return run[_whole_task].remote(reference, block)
+    states = [run[_branch_task].remote(reference, block, branch) for branch in range(branches)]
+    while len(states) > 1:
+        pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
+        states = [run[_merge_task].remote(reference, *pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return run[_finish_task].remote(reference, block, states[0])
+
+
+def _result(reference: Any, name: str) -> None:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise told(error, name) from error
+    except ray.exceptions.RayError as error:
+        raise RaylensError(
+            f"the workers of step '{name}' died again and again ({type(error).__name__})",
+            cure="look at the memory of the nodes; smaller blocks need less",
+        ) from error

@@ -1,0 +1,1 @@
+"""HTML pages and plots built from a finished run."""

@@ -1,0 +1,60 @@
+"""Asking a driver to stop: SIGTERM, SIGINT, or a lost lock."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from pipeline.lock import RunLock
+
+_PATIENCE_S = 19.0
+
+
+class StopOnSignals:
+    """SIGTERM and SIGINT, or a lost lock, ask the runner to wind down; the second SIGINT ends at once.
+
+    Whatever the driver is doing (listing a bucket, say), it is gone 20 s after the first signal: what is committed is
+    kept, and the lock of a dead process is broken at once.
+    """
+
+    def __init__(self, lock: RunLock) -> None:
+        self._lock, self._stop = lock, threading.Event()
+        self._before: dict[int, Any] = {}
+        self._deadline: threading.Timer | None = None
+
+    def __enter__(self) -> threading.Event:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        threading.Thread(target=self._watch, name="raylens-lock-watch", daemon=True).start()
+        return self._stop
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self._stop.is_set():
+            raise KeyboardInterrupt
+        if self._deadline is None:
+            self._deadline = threading.Timer(_PATIENCE_S, _leave)
+            self._deadline.daemon = True
+            self._deadline.start()
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(1.0):
+            if self._lock.lost.is_set():
+                self._stop.set()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _leave() -> None:
+    print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
+    os._exit(1)

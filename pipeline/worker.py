@@ -1,0 +1,315 @@
+"""One worker: makes whole shards of a step, slice by slice, and commits them. It knows nothing of Ray.
+
+The Ray actor in cluster.py wraps it; ``raylens plan`` and tests use it as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from pipeline import images, slices
+from pipeline.decode import Feeder, Prepared, Row, ThreadFeeder, prepare_row
+from pipeline.estimate import Measured
+from pipeline.plan import Plan
+from pipeline.run import KeyTable
+from pipeline.shards import Receipt, Shards, parquet
+from pipeline.steps import Measure, row_schema
+from pipeline.storage import Folder
+
+Range = tuple[int, int]
+MakeFeeder = Callable[[Sequence[Range]], Feeder]
+_MICRO_RUN_SLICES = 4, 12  # at least and at most; so many more than four as it takes to fill
+_MICRO_RUN_SECONDS = 4.0  # this time, so that a busy moment of the machine does not decide,
+_MICRO_RUN_LEAST = 0.1  # but none where four slices take less than this,
+_MICRO_RUN_MOST = 12.0  # and not even four in longer than this
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the worker was asked to stop between two slices
+    """The unfinished shard is dropped; the next run makes it again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """All that a worker must know of a step. Small and picklable: heavy things are loaded where they are used."""
+
+    id: str
+    step: Measure
+    keys_url: str
+    folders: Mapping[str, str]  # split -> URL of its shards
+    plans: Mapping[str, Plan]
+    tables: Mapping[str, tuple[str, int]]  # input name -> (URL of the reduction's parts, how many)
+    limits: images.Limits
+    code_path: tuple[str, ...] = ()  # where the user's own modules lie
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One attempt at one shard."""
+
+    split: str
+    shard: int
+    attempt: int = 1
+    suspects: tuple[Range, ...] = ()  # row ranges that killed a worker: run first, apart
+    quarantined: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key -> why it is not run
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}/{self.shard:05d}"
+
+    @property
+    def apart(self) -> bool:
+        """After a failure nothing is decoded ahead or beside: what kills a worker then does so inside its own slice."""
+        return self.attempt > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What became of an attempt: the receipt that stands, and where the time went."""
+
+    receipt: Receipt
+    won: bool
+    waited_s: float  # for decoding
+    computed_s: float
+    wrote_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Said before and after each slice, so that a death can be told from a death inside a slice."""
+
+    task: str
+    attempt: int
+    range: Range
+    begin: bool
+    rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class Worker:
+    """Holds a set-up stage on one device and makes shards with it."""
+
+    def __init__(self, work: Work, device: str, threads: int) -> None:
+        for path in reversed(work.code_path):
+            if path not in sys.path:
+                sys.path.insert(0, path)
+        self.work, self.threads = work, max(1, threads)
+        self.device = torch.device(device)
+        torch.set_num_threads(self.threads)
+        self.stage = copy.copy(work.step.stage)  # work keeps the bare one: decoders elsewhere need no network
+        self._pool = ThreadPoolExecutor(max(2, self.threads), thread_name_prefix="decode")
+        self._stopping = threading.Event()
+        self._upcoming: dict[tuple[Any, ...], Feeder] = {}
+        self.make_feeder: Callable[[str, Sequence[Range]], Feeder] = self._thread_feeder
+        started = time.perf_counter()
+        inputs: dict[str, Any] = {name: given.load(self.device) for name, given in work.step.inputs.items()}
+        for name, (url, count) in work.tables.items():
+            inputs[name] = read_all(Shards(Folder(url), count))
+        self.stage.setup(self.device, inputs)
+        self.setup_s = time.perf_counter() - started
+        self.schema = row_schema(self.stage)
+        self._keys = {split: KeyTable(Folder(work.keys_url), split) for split in work.step.splits}
+
+    def stop(self) -> None:
+        """Finish the slice in hand, drop the unfinished shard."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def prefetch(self, task: Task) -> None:
+        """Begin decoding a shard that will come next, so that its first slice does not wait."""
+        if task.apart:
+            return
+        while len(self._upcoming) >= 2:  # the driver changed its mind: what was decoded for it is let go
+            self._upcoming.pop(next(iter(self._upcoming))).close()
+        self._upcoming[(task.split, task.shard, task.attempt)] = self.make_feeder(task.split, self._ranges(task))
+
+    def run(self, task: Task, mark: Callable[[Mark], None] = lambda _: None) -> Done:
+        """Make and commit one shard. Raises Stopped when asked to stop on the way."""
+        started = time.perf_counter()
+        torch.set_num_threads(self.threads)  # a setting of the calling thread, which need not be the one of setup
+        todo = self._ranges(task)
+        feeder = self._upcoming.pop((task.split, task.shard, task.attempt), None)
+        feeder = feeder or self.make_feeder(task.split, [] if task.apart else todo)
+        lo, hi = self.work.plans[task.split].range(task.shard)
+        names = self._keys[task.split].names(lo, hi)
+        found: dict[int, Row] = {}
+        notes: list[str] = []
+        shape = self.work.plans[task.split].micro_batch
+        waited = computed = 0.0
+        with contextlib.closing(feeder):
+            prepared_slices = iter(feeder)
+            for piece in todo:
+                if self._stopping.is_set():
+                    raise Stopped(task.name)
+                if task.apart:
+                    mark(Mark(task.name, task.attempt, piece, begin=True))
+                clock = time.perf_counter()
+                prepared = self._prepared(task.split, piece) if task.apart else next(prepared_slices)
+                waited += time.perf_counter() - clock
+                if not task.apart:
+                    mark(Mark(task.name, task.attempt, piece, begin=True))
+                clock = time.perf_counter()
+                rows, shape = self._slice(task.split, piece, prepared, shape, notes)
+                computed += time.perf_counter() - clock
+                found.update(zip(range(*piece), rows, strict=True))
+                mark(Mark(task.name, task.attempt, piece, begin=False, rows=slices.counts(rows)))
+        for position, name in zip(range(lo, hi), names, strict=True):
+            if position not in found:
+                found[position] = {"key": name, "status": "failed", "error": task.quarantined[name]}
+        clock = time.perf_counter()
+        table = slices.to_table([found[i] for i in range(lo, hi)], self.schema, type(self.stage).__name__)
+        receipt, won = self.shards(task.split).commit(
+            task.shard,
+            table,
+            seconds=round(clock - started, 3),
+            attempt=task.attempt,
+            device=str(self.device),
+            notes=notes,
+        )
+        return Done(receipt, won, waited, computed, time.perf_counter() - clock)
+
+    def shards(self, split: str) -> Shards:
+        return Shards(Folder(self.work.folders[split]), self.work.plans[split].shards)
+
+    def measure(self, split: str, micro_batch: int, attempt: int = 0) -> Measured:
+        """A micro-run over rows spread evenly through the split, other ones for each attempt: nothing is written."""
+        torch.set_num_threads(self.threads)
+        total = len(self._keys[split])
+        size = max(1, min(micro_batch, total) >> attempt)
+        least, most = _MICRO_RUN_SLICES
+        places = [(5 * i % most + attempt / 4) / most for i in range(most)]  # the first four are far apart, too
+        starts = [round(place * (total - size)) for place in places] if total > size else [0]
+        todo = [(start, start + size) for start in dict.fromkeys(starts)]
+        clock = time.perf_counter()
+        first = self.rows(split, *todo[0])
+        for row in first:
+            prepare_row(self.stage, row, self.work.limits)
+        decode_s = (time.perf_counter() - clock) / size
+        rows: list[Row] = []
+        compute: list[float] = []
+        wall: list[float] = []
+        began = time.perf_counter()
+        with contextlib.closing(self.make_feeder(split, todo)) as feeder:
+            clock = began
+            for piece, prepared in zip(todo, feeder, strict=True):
+                computing = time.perf_counter()
+                rows += slices.run_slice(self.stage, split, self.rows(split, *piece), prepared, micro_batch)
+                compute.append((time.perf_counter() - computing) / size)
+                wall.append((time.perf_counter() - clock) / size)
+                clock = time.perf_counter()
+                took, enough = clock - began, len(wall) >= least
+                if took > _MICRO_RUN_MOST or (enough and not _MICRO_RUN_LEAST <= took < _MICRO_RUN_SECONDS):
+                    break
+        # The first slice warms kernels and caches up: it counts only when it is alone.
+        per_row = _mean(wall[1:] or wall)
+        table = slices.to_table(rows, self.schema, type(self.stage).__name__)
+        return Measured(
+            rows_per_s=1.0 / max(per_row, 1e-9),
+            decode_s=decode_s,
+            compute_s=_mean(compute[1:] or compute),
+            bytes_per_row=len(parquet(table)) / len(rows),
+            setup_s=self.setup_s,
+            device=str(self.device),
+            threads=self.threads,
+            costs=getattr(self.stage, "cost", dict)(),
+        )
+
+    def rows(self, split: str, lo: int, hi: int) -> list[Row]:
+        return self._keys[split].rows(lo, hi)
+
+    def _prepared(self, split: str, piece: Range) -> Prepared:
+        """One slice, decoded now."""
+        with contextlib.closing(self.make_feeder(split, [piece])) as feeder:
+            return next(iter(feeder))
+
+    def _thread_feeder(self, split: str, todo: Sequence[Range]) -> Feeder:
+        pieces = [self.rows(split, lo, hi) for lo, hi in todo]
+        return ThreadFeeder(self._pool, self.stage, pieces, self.work.limits, ahead=3)
+
+    def _ranges(self, task: Task) -> list[Range]:
+        """The slices of a shard; suspects first and apart, so that a killer shows itself before work is done."""
+        plan = self.work.plans[task.split]
+        lo, hi = plan.range(task.shard)
+        pieces = slices.ranges(lo, hi, plan.micro_batch)
+        if task.suspects:
+            whole = [p for p in pieces if not any(s[0] < p[1] and p[0] < s[1] for s in task.suspects)]
+            pieces = [*task.suspects, *whole]
+        if not task.quarantined:
+            return pieces
+        names = self._keys[task.split].names(lo, hi)
+        dead = {lo + i for i, name in enumerate(names) if name in task.quarantined}
+        return [part for piece in pieces for part in _without(piece, dead)]
+
+    def _slice(
+        self, split: str, piece: Range, prepared: Prepared, shape: int, notes: list[str]
+    ) -> tuple[list[Row], int]:
+        """Result rows of a slice, and the micro-batch shape that had room for it."""
+        planned = self.work.plans[split].micro_batch
+        rows = self.rows(split, *piece)
+        while True:
+            try:
+                if shape == planned:
+                    offset = self._place(split, piece[0])
+                    return slices.run_slice(self.stage, split, rows, prepared, shape, offset), shape
+                found: list[Row] = []
+                for a, b in slices.ranges(0, len(rows), shape):
+                    found += slices.run_slice(self.stage, split, rows[a:b], _part(prepared, a, b), shape)
+                return found, shape
+            except Exception as error:
+                if not slices.is_out_of_memory(error):
+                    raise
+                if shape == 1:
+                    return [{"key": r["key"], "status": "failed", "error": slices.reason(error)} for r in rows], shape
+                shape = max(1, shape // 2)
+                notes.append(f"out of memory: micro-batch halved to {shape}")
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+    def _place(self, split: str, position: int) -> int:
+        """Where a row sits in its slice."""
+        plan = self.work.plans[split]
+        return (position % plan.shard_rows) % plan.micro_batch
+
+
+def read_all(shards: Shards) -> Any:
+    """A reduction's rows as one table."""
+    import pyarrow as pa
+
+    return pa.concat_tables(list(shards.tables()))
+
+
+def _part(prepared: Prepared, lo: int, hi: int) -> Prepared:
+    chosen = [j for j, i in enumerate(prepared.good) if lo <= i < hi]
+    return Prepared(
+        {name: array[chosen] for name, array in prepared.arrays.items()},
+        tuple(prepared.good[j] - lo for j in chosen),
+        {i - lo: why for i, why in prepared.errors.items() if lo <= i < hi},
+    )
+
+
+def _without(piece: Range, dead: set[int]) -> list[Range]:
+    """A range in parts that leave out the dead positions."""
+    parts: list[Range] = []
+    start = piece[0]
+    for position in range(*piece):
+        if position in dead:
+            if start < position:
+                parts.append((start, position))
+            start = position + 1
+    if start < piece[1]:
+        parts.append((start, piece[1]))
+    return parts
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
