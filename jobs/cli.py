@@ -1,0 +1,240 @@
+"""The command line: ``raylens chip CONFIG``, ``raylens status RUN`` and so on.
+
+Nothing heavy is imported until a command needs it, so that ``raylens --help`` answers at once. Exit status: 0 complete,
+1 failed, 2 bad usage or config, 3 done, but more rows failed than allowed; 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.errors import RaylensError, UsageError
+
+if TYPE_CHECKING:
+    from jobs.config import JobConfig
+
+# name -> (module, config class, what it does). A module has build(config) -> Job, run(config, run_url, options) ->
+# Outcome and write_report(run_url) -> path; it may have plan_lines(config, job, estimates) -> what `plan` says more.
+JOBS = {
+    "chip": ("jobs.chip", "ChipConfig", "CHIP: which channels of a network tell a class, and where they look."),
+    "coco": ("jobs.coco", "CocoConfig", "Filter a COCO-format dataset and relabel it at two levels."),
+}
+
+
+class _Commands(TyperGroup):
+    """Ends a command the way users are promised: one message, the right exit status, a near match for a typo."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RaylensError as error:
+            if os.environ.get("RAYLENS_DEBUG") == "1":
+                raise
+            _fail(f"raylens: {error}", error.exit_code)
+        except KeyboardInterrupt:
+            _fail("stopped; run the same command again to resume", 130)
+        except BrokenPipeError:  # `raylens status RUN | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except Exception as error:
+            # Typer's unknown-option error offers no near match where the first letters differ.
+            if (name := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
+                known = [o for p in error.ctx.command.params for o in p.opts if o.startswith("--")]  # type: ignore[attr-defined]
+                error.possibilities = error.possibilities or difflib.get_close_matches(name, known, n=1)
+            raise
+
+
+app = typer.Typer(
+    name="raylens",
+    cls=_Commands,
+    help="What convolutional networks look at and how they decide, for whole datasets.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML config.", show_default=False)]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder: a path, s3://... or gs://...")]
+RunOption = Annotated[str | None, typer.Option("--run", metavar="URL", help="The run folder; resumes what is there.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field of the config; may be repeated.")
+]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster ('auto', host:port, ray://...).")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="STEP", help="This step and what it stands on; may be repeated.")
+]
+AllowFailed = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of rows that may fail.")]
+Mode = Annotated[str | None, typer.Option(metavar="auto|inline|spread", help="How work is laid over the cluster.")]
+Label = Annotated[str | None, typer.Option(metavar="NAME", help="Your name for this setting, shown beside others.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do what would be refused for its size (see 'raylens plan').")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _job_command(name: str) -> None:
+    def command(
+        config: ConfigFile,
+        run: RunOption = None,
+        sets: Sets = None,
+        address: Address = None,
+        only: Only = None,
+        allow_failed: AllowFailed = None,
+        mode: Mode = None,
+        label: Label = None,
+        yes: Yes = False,
+    ) -> None:
+        module, settings = _load(name, config, [*(sets or ()), *_as_sets(address, allow_failed, mode, label)])
+        url = _run_url(run, settings)
+        options = settings.options(only=tuple(only or ()), code_path=_code_path(config), yes=yes)
+        outcome = module.run(settings, url, options)
+        _print(_show().totals_lines(outcome.totals))
+        print(f"run folder {url}")
+        raise typer.Exit(outcome.exit_code)
+
+    app.command(name, help=JOBS[name][2])(command)
+
+
+for _name in JOBS:
+    _job_command(_name)
+
+
+@app.command(help="What a job will do and cost, from a short measurement, without doing it.")
+def plan(
+    job: Annotated[str, typer.Argument(metavar="JOB", help=f"One of: {', '.join(JOBS)}.")],
+    config: ConfigFile,
+    run: RunOption = None,
+    sets: Sets = None,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of the measured kind.")] = 1,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Price of one worker for an hour.")] = None,
+) -> None:
+    priced = [] if price is None else [f"resources.price_per_hour={price}"]
+    module, settings = _load(job, config, [*(sets or ()), *priced])
+    built = module.build(settings)
+    from pipeline.preview import preview
+    from pipeline.steps import Measure, Reduce
+
+    url = run or settings.run or f"memory://raylens-plan-{os.getpid()}"
+    found = preview(built, url, settings.options(code_path=_code_path(config)), workers=workers)
+    reductions = {}
+    for step in built.steps:
+        if isinstance(step, Reduce):
+            blocks = step.reduction.blocks()
+            reductions[step.name] = (len(blocks), max((step.reduction.state_bytes(b) for b in blocks), default=0))
+    _print(_show().plan_lines(found, reductions, [step.name for step in built.steps if isinstance(step, Measure)]))
+    if more := getattr(module, "plan_lines", None):
+        _print(["", *more(settings, built, found)])
+
+
+@app.command(help="How far a run is: shards, rows by status, settings side by side, failed keys.")
+def status(run: RunArgument, as_json: AsJson = False) -> None:
+    from pipeline.status import status as read
+
+    found = read(run)
+    _print([json.dumps(found.to_dict(), indent=1)] if as_json else _show().status_lines(found))
+
+
+@app.command(help="Check every byte of a run against its receipts, keys and plans; exit status 1 when any is bad.")
+def verify(
+    run: RunArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Withdraw bad shards: the next run makes them again.")
+    ] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Remove files that no receipt names.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    from pipeline.verify import verify as check
+
+    found = check(run, repair=repair, clean=clean, say=lambda text: print(text, file=sys.stderr))
+    _print([json.dumps(found.to_dict(), indent=1)] if as_json else _show().verify_lines(found))
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command(help="Write the report of a run from what it holds.")
+def report(run: RunArgument) -> None:
+    from pipeline.run import Run
+
+    name = str(Run(run).describe().get("job", ""))
+    if name not in JOBS:
+        raise UsageError(f"its job '{name}' has no report", where=run, cure=f"jobs with reports: {', '.join(JOBS)}")
+    print(importlib.import_module(JOBS[name][0]).write_report(run))
+
+
+@app.command(help="Draw data, train a network on it, explain it: needs nothing from outside, ends with a report.")
+def demo(
+    run: Annotated[str, typer.Option("--run", metavar="URL", help="Where the demo goes.")] = "runs/demo",
+    full: Annotated[bool, typer.Option("--full", help="More images and longer training.")] = False,
+) -> None:
+    raise typer.Exit(int(importlib.import_module("jobs.demo").run(run, full=full) or 0))
+
+
+@app.command(help="Versions of Raylens and of what it stands on.")
+def version() -> None:
+    from pipeline.provenance import provenance
+
+    found = provenance(argv=[])
+    print(
+        f"raylens {found['raylens'] or '(not installed)'}" + (f" ({found['commit'][:12]})" if found["commit"] else "")
+    )
+    print(f"python {found['python']}, " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script: runs a command and exits."""
+    app(args=argv, prog_name="raylens")
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(text, file=sys.stderr)
+    sys.exit(code)
+
+
+def _load(name: str, path: Path, sets: list[str]) -> tuple[Any, JobConfig]:
+    if name not in JOBS:
+        near = difflib.get_close_matches(name, JOBS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the jobs are {', '.join(JOBS)}"
+        raise UsageError(f"there is no job '{name}'", cure=hint)
+    from jobs.config import check_file, read_values
+
+    values = read_values(path, sets)  # before the job is imported: a missing file is told at once
+    module = importlib.import_module(JOBS[name][0])
+    sys.path[:0] = [folder for folder in _code_path(path) if folder not in sys.path]  # a user's module:function
+    return module, check_file(getattr(module, JOBS[name][1]), path, values, sets)
+
+
+def _as_sets(address: str | None, allow_failed: float | None, mode: str | None, label: str | None) -> list[str]:
+    """Flags are settings, so they are checked and told in the same way."""
+    given = {"resources.address": address, "allow_failed": allow_failed, "resources.mode": mode, "label": label}
+    return [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+
+
+def _run_url(run: str | None, settings: JobConfig) -> str:
+    url = run or settings.run
+    if not url:
+        raise UsageError("no run folder is given", cure="add --run FOLDER, or 'run: FOLDER' to the config")
+    return url
+
+
+def _code_path(config: Path) -> tuple[str, ...]:
+    """Where a user's own ``module:function`` is looked for: beside the config, then in the current folder."""
+    return tuple(dict.fromkeys([str(config.resolve().parent), str(Path.cwd())]))
+
+
+def _show() -> Any:
+    return importlib.import_module("jobs.show")
+
+
+def _print(lines: list[str]) -> None:
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""``raylens demo``: draws scenes, trains a small network on them, explains it. Needs nothing from outside.
+
+RUN/scenes/      drawn images and COCO annotations
+RUN/backbone/    the trained network and its checkpoints
+RUN/chip/        a CHIP run on it, with its report
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs import chip
+from jobs.config import check
+from jobs.demo_network import SCENES, SIZE, train_backbone
+from jobs.scenes import CLASS_NAMES, write_scenes
+from pipeline.cluster import connect
+from pipeline.errors import UsageError
+from pipeline.options import Resources
+from pipeline.progress import duration
+from pipeline.provenance import cpu_count
+from pipeline.storage import Folder
+
+FIT, FULL_FIT = 1000, None  # training scenes that CHIP is fitted on; None: all
+SEED = 0
+METHODS = ("chip", "refined_chip", "chip:first_conv", "grad_cam", "gradient")
+
+
+def run(run_url: str, *, full: bool = False, say: Callable[[str], None] = print) -> int:
+    """The whole demo in a local folder; a rerun goes on where it stopped. Returns the exit status."""
+    if "://" in run_url:
+        raise UsageError("the demo draws its images on this machine", where=run_url, cure="give --run a local folder")
+    root, clock = Path(run_url).resolve(), Clock(say)
+    threads = cpu_count()
+    with clock.step(f"drawing {sum(SCENES.values()):,} scenes"):
+        instances = _scenes(root / "scenes", threads)
+    with clock.step("starting Ray"):
+        connect(Resources())
+    with clock.step("training a small VGG on them"):
+        trained = train_backbone(Folder(str(root / "backbone")), instances, workers=1, threads=threads, log=say)
+        Folder(str(root / "backbone")).write("network.safetensors", trained.files["network.safetensors"])
+        say(f"it is right on {100 * trained.facts['val_accuracy']:.1f} % of {SCENES['val']} scenes it never saw")
+    with clock.step("CHIP on two of its layers"):
+        config = chip_config(root, full=full)
+        outcome = chip.run(config, str(root / "chip"), config.options(say=say))
+        _tell_errors(root, outcome.fingerprints["metrics"], say)
+    clock.total()
+    say(f"open {root / 'chip/report' / outcome.fingerprints['metrics'][:8] / 'index.html'} in a browser")
+    return outcome.exit_code
+
+
+def chip_config(root: Path, *, full: bool = False) -> chip.ChipConfig:
+    """CHIP on the demo's network: what a user would write in YAML."""
+    fit = FULL_FIT if full else FIT
+
+    def split(name: str) -> dict[str, object]:
+        scenes = root / "scenes"
+        return {"kind": "coco", "annotations": str(scenes / f"instances_{name}.json"), "images": str(scenes / name)}
+
+    values = {
+        "seed": SEED,
+        "model": {
+            "name": "jobs.demo_network:small_vgg",
+            "weights": str(root / "backbone/network.safetensors"),
+            "preprocess": {"size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3},
+            "classes": list(CLASS_NAMES),
+        },
+        "data": {"fit": split("train") | ({"limit": fit} if fit else {}), "tune": split("tune"), "eval": split("val")},
+        "sweep": {"classes": "all"},
+        "localize": {
+            "methods": ["chip", "refined_chip", "chip:first_conv", "grad_cam", "gradient"],
+            "inclusive": False,
+        },
+    }
+    return check(chip.ChipConfig, values, where="demo")
+
+
+def _scenes(folder: Path, workers: int) -> dict[str, Path]:
+    """Draw, unless they lie there already: the annotations of the last split are written last."""
+    paths = {split: folder / f"instances_{split}.json" for split in SCENES}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    return write_scenes(folder, SCENES, size=SIZE, seed=SEED, workers=workers)
+
+
+def _tell_errors(root: Path, mark: str, say: Callable[[str], None]) -> None:
+    """The table in the terminal: what share of scenes each method localizes wrongly."""
+    rows = json.loads((root / "chip/metrics" / mark[:8] / "metrics.json").read_text())["rows"]
+    say("\nlocalization error (class and box right, IoU >= 0.5), thresholds chosen on other scenes:")
+    for row in sorted((r for r in rows if r["rule"] in ("tuned", "fixed")), key=lambda r: r["top1_loc_error"]):
+        against = row.get("vs_center")
+        beside = (
+            "" if against is None else f"   {100 * against:+.1f} ± {100 * row['vs_center_se']:.1f} to the centred box"
+        )
+        say(f"  {row['method']:<18}{100 * row['top1_loc_error']:5.1f} ± {100 * row['top1_loc_se']:.1f} %{beside}")
+
+
+class Clock:
+    """Says what each part of the demo took."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._began = say, time.monotonic()
+        self._parts: list[tuple[str, float]] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self._say(f"== {name}")
+        began = time.monotonic()
+        yield
+        self._parts.append((name, time.monotonic() - began))
+
+    def total(self) -> None:
+        whole = time.monotonic() - self._began
+        self._say("\nwhere the time went:")
+        for name, seconds in self._parts:
+            self._say(f"  {duration(seconds):>12}  {100 * seconds / whole:3.0f} %  {name}")
+        self._say(f"  {duration(whole):>12}        in all, on {os.cpu_count()} CPUs\n")
