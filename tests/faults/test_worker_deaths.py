@@ -1,0 +1,72 @@
+"""Workers really killed: the rows equal those of an undisturbed run, and only the guilty are missing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from toys import toy_job
+
+from pipeline.engine import execute
+from pipeline.errors import RaylensError
+from pipeline.options import Options, Resources
+
+pytestmark = pytest.mark.faults
+QUIET = Options(resources=Resources(shard_rows=24), say=lambda _: None)
+
+
+def events(run, kind):
+    lines = [line for file in sorted((run / "events").glob("*.jsonl")) for line in file.read_text().splitlines()]
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+@pytest.mark.parametrize("fault", ["mid-shard", "before receipt", "after receipt"])
+def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path, rows_of, undisturbed, fault):
+    (tmp_path / "markers").mkdir()
+    run = tmp_path / "run"
+    outcome = execute(toy_job(200, fault=fault, markers=str(tmp_path / "markers")), str(run), QUIET)
+    assert outcome.exit_code == 0
+    assert outcome.totals["measure"] == {"ok": 200, "filtered": 0, "failed": 0}
+    assert events(run, "death"), "nothing was killed: this test shows nothing"
+    assert rows_of(run).equals(undisturbed)
+    receipts = [json.loads(file.read_text()) for file in (run / "measure/all/receipts").iterdir()]
+    named = {receipt["files"][0]["name"] for receipt in receipts}
+    assert {f.name for f in (run / "measure/all").glob("part-*")} == named, "orphans are left"
+
+
+def test_a_key_that_always_kills_is_quarantined_alone(cluster, tmp_path, rows_of, undisturbed):
+    """One kills when it is computed, one already when it is decoded (and is met by the micro-run)."""
+    poison = ("000029", "000101")
+    outcome = execute(toy_job(200, poison=poison[:1], deadly=poison[1:]), str(tmp_path / "run"), QUIET)
+    assert outcome.exit_code == 3
+    assert outcome.totals["measure"] == {"ok": 198, "filtered": 0, "failed": 2}
+    rows = rows_of(tmp_path / "run")
+    failed = {row["key"]: row["error"] for row in rows.to_pylist() if row["status"] == "failed"}
+    assert sorted(failed) == sorted(poison)
+    assert all("killed its worker 3 times" in reason for reason in failed.values())
+    for name in ("number", "vector"):
+        ok = [r[name] for r in rows.to_pylist() if r["key"] not in poison]
+        assert ok == [r[name] for r in undisturbed.to_pylist() if r["key"] not in poison]
+    alone = [e for e in events(tmp_path / "run", "death") if e.get("inside") and e["inside"][1] - e["inside"][0] == 1]
+    assert len(alone) == 6, "each killer is proven three times alone"
+
+
+def test_a_row_at_which_the_stage_raises_fails_alone(cluster, tmp_path, rows_of, undisturbed):
+    outcome = execute(toy_job(200, bad=("000007", "000150")), str(tmp_path / "run"), QUIET)
+    assert outcome.exit_code == 3
+    rows = rows_of(tmp_path / "run").to_pylist()
+    failed = {row["key"]: row["error"] for row in rows if row["status"] == "failed"}
+    assert failed == {k: f"RuntimeError: cannot digest {k}" for k in ("000007", "000150")}
+    assert [r for r in rows if r["status"] == "ok"] == [r for r in undisturbed.to_pylist() if r["key"] not in failed]
+
+
+def test_allowed_failures_do_not_change_the_exit_code(cluster, tmp_path):
+    options = Options(resources=Resources(shard_rows=24), allow_failed=0.01, say=lambda _: None)
+    assert execute(toy_job(200, bad=("000007", "000150")), str(tmp_path / "a"), options).exit_code == 0
+    assert execute(toy_job(200, bad=("000007", "000150", "000151")), str(tmp_path / "b"), options).exit_code == 3
+
+
+def test_a_stage_that_cannot_be_set_up_is_one_clear_error(cluster, tmp_path, monkeypatch):
+    job = toy_job(200, fault="after receipt", markers=str(tmp_path / "absent"))
+    with pytest.raises(RaylensError, match="failed 3 times"):
+        execute(job, str(tmp_path / "run"), QUIET)
