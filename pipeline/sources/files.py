@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UsageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-MAX_TEXT_BYTES = 4 * 2**30  # instances_train2017.json is 0.45 GB
+MAX_TEXT_BYTES = 4 * 2**30  # a list of ten million images is 1 GB
 MAX_XML_BYTES = 8 * 2**20
 _REMOTE_CHUNK = 500
 # Object stores raise their client libraries' own errors.
@@ -133,13 +132,6 @@ def read_text(url: str) -> str:
 def read_lines(url: str) -> list[str]:
     """Non-empty lines, stripped."""
     return [stripped for line in read_text(url).splitlines() if (stripped := line.strip())]
-
-
-def read_json(url: str) -> Any:
-    try:
-        return json.loads(read(url))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"is not valid JSON (truncated?): {error}", where=url, cure="fetch the file again") from None
 
 
 def read_many(root: str, names: list[str], limit: int) -> Iterator[tuple[str, bytes]]:

@@ -7,23 +7,22 @@ file stay, about 40 bytes. What is wrong is refused, or rejected by name and cou
 from __future__ import annotations
 
 import json
-import math
 from array import array
-from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, TypeGuard
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.sources.files import absolute, locate, relative_to, require_folder, require_images
+from pipeline.sources.ids import find, is_id
+from pipeline.sources.instance_entries import annotation_problem, file_name, image_problem
 from pipeline.sources.json_stream import Entry, JsonStream
 from pipeline.sources.selection import Selection, select
 from pipeline.sources.table import nested
 
 _LISTS = ("images", "annotations", "categories")
 _NAMED = 20  # rejected entries of one kind that are named; all of them are counted
-_IDS = 2**63
 
 INSTANCE_SCHEMA = pa.schema(
     [
@@ -136,7 +135,7 @@ class _Reader:
     def _category(self, entry: Entry) -> None:
         # Without its categories a file has no meaning, so these are never only rejected.
         place, value = f"categories[{entry.at}]", entry.value
-        if not isinstance(value, dict) or not _is_id(value.get("id")) or not isinstance(value.get("name"), str):
+        if not isinstance(value, dict) or not is_id(value.get("id")) or not isinstance(value.get("name"), str):
             self._fail(f"{place} has no id (an integer) or no name (text)", "correct it")
         if not isinstance(value.get("supercategory", ""), (str, type(None))):
             self._fail(f"{place}.supercategory is {value['supercategory']!r}", "write a name")
@@ -150,7 +149,7 @@ class _Reader:
     def _image(self, entry: Entry) -> None:
         place, value = f"images[{entry.at}]", entry.value
         number = value.get("id") if isinstance(value, dict) else None
-        if not _is_id(number):
+        if not is_id(number):
             self._wrong("image without an id", place, f"the id is {number!r}, not an integer")
             return
         if number in self.row_of or number in self.lost:
@@ -168,36 +167,27 @@ class _Reader:
 
     def _row(self, place: str, value: dict[str, Any]) -> tuple[str, str] | None:
         """Note an image's name and size, or say what is wrong with them."""
-        name = value.get("file_name")
-        if name is None and isinstance(value.get("coco_url"), str):
-            name = "/".join(value["coco_url"].split("/")[-2:])  # LVIS: train2017/000000391895.jpg
-        if not isinstance(name, str):
-            return "image without a file name", f"the file_name is {name!r}, not a text"
-        sizes = [value.get("width"), value.get("height")]
-        for side, pixels in zip(("width", "height"), sizes, strict=True):
-            if pixels is not None and not (type(pixels) is int and 0 < pixels < 2**31):
-                return "image with a wrong size", f"{side} is {pixels!r}, not pixels"
-        try:
-            key = relative_to("the image folder", name, f"{self.path}, {place}.file_name")
-            name.encode()
-        except (UsageError, UnicodeEncodeError):
-            return "file name outside the image folder", f"the file name {name!r} does not stay inside the image folder"
+        problem = image_problem(value, f"{self.path}, {place}.file_name")
+        if problem is not None:
+            return problem
+        name = file_name(value)
+        key = relative_to("the image folder", name, f"{self.path}, {place}.file_name")
         if key in self.names_of_files:
             return "file name that stands twice", f"the file name {name!r} stands twice"
         self.names_of_files.add(key)
         self.keys.append(key)
         self.file_names.append(name)
-        self.sizes[0].append(sizes[0])
-        self.sizes[1].append(sizes[1])
+        for side, sizes in zip(("width", "height"), self.sizes, strict=True):
+            sizes.append(value.get(side))
         return None
 
     def _annotation(self, entry: Entry) -> None:
         value = entry.value
-        problem = _annotation_problem(value)
+        problem = annotation_problem(value)
         if problem is not None:
             place = f"annotations[{entry.at}]"
             image = value.get("image_id") if isinstance(value, dict) else None
-            if _is_id(image):
+            if is_id(image):
                 self.bad.setdefault(image, f"{place}: {problem[1]}")
             self._wrong(problem[0], place, problem[1])
             return
@@ -212,8 +202,8 @@ class _Reader:
         rank = np.empty(len(order), np.int64)  # row of the sorted table by position in the file
         rank[order] = np.arange(len(order))
         category_ids = np.array(sorted(self.categories), np.int64)
-        row, known_image = _find(ids, numbers[:, 1])
-        index, known_class = _find(category_ids, numbers[:, 2])
+        row, known_image = find(ids, numbers[:, 1])
+        index, known_class = find(category_ids, numbers[:, 2])
         good = self._known(numbers, known_image, known_class)
         rows, index, crowd, numbers = rank[row[good]], index[good], crowd[good], numbers[good]
         by_row = np.argsort(rows, kind="stable")
@@ -283,47 +273,3 @@ class _Reader:
             "objects": nested(per_row, pa.array(total - crowds)),
             "crowds": nested(per_row, pa.array(crowds)),
         } | {name: nested(per_row, values.take(taken)) for name, values in texts.items()}
-
-
-def _is_id(value: Any) -> TypeGuard[int]:
-    return type(value) is int and -_IDS <= value < _IDS  # JSON's true is an int to isinstance
-
-
-def _annotation_problem(value: Any) -> tuple[str, str] | None:
-    """(kind, what) of an annotation that cannot be taken; the fields pycocotools would fall over later."""
-    if not isinstance(value, dict):
-        return "annotation of a wrong type", f"is {type(value).__name__}, not an object"
-    for field in ("id", "image_id", "category_id"):
-        number = value.get(field)
-        if type(number) is not int or not -_IDS <= number < _IDS:
-            return f"annotation without {field}", f"{field} is {_short(number)}, not an integer"
-    crowd = value.get("iscrowd", 0)
-    if type(crowd) not in (int, bool) or crowd not in (0, 1):
-        return "annotation with a wrong iscrowd", f"iscrowd is {_short(crowd)}, not 0 or 1"
-    box = value.get("bbox")
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and _numbers(box)):
-        return "annotation with a wrong bbox", f"bbox is {_short(box)}, not four numbers"
-    area = value.get("area")
-    if area is not None and not _numbers([area]):
-        return "annotation with a wrong area", f"area is {_short(area)}, not a number"
-    if not isinstance(value.get("segmentation"), (list, dict, type(None))):
-        return "annotation with a wrong segmentation", "segmentation is neither polygons nor an RLE"
-    return None
-
-
-def _numbers(values: Sequence[Any]) -> bool:
-    return all(type(v) is int or (type(v) is float and math.isfinite(v)) for v in values)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _find(known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Position of each asked id among the known ones (0 where there is none), and whether it is there."""
-    if len(known) == 0:
-        return np.zeros(len(asked), np.int64), np.zeros(len(asked), bool)
-    order = np.argsort(known, kind="stable")
-    at = np.minimum(np.searchsorted(known[order], asked), len(known) - 1)
-    return order[at], known[order[at]] == asked

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,31 @@ def test_coco_with_the_wrong_image_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(source | {"images": str(tmp_path / "empty")}, "none of the images", "empty")
     refused(source | {"images": str(tmp_path / "absent")}, "absent")
+
+
+def test_coco_may_be_compressed_and_have_its_lists_in_any_order(tmp_path: Path) -> None:
+    source = coco(tmp_path)
+    plain = key_table(source)
+    turned = json.dumps(
+        {part: COCO[part] for part in ("annotations", "categories", "images")} | {"info": {"year": 2017}}
+    )
+    (tmp_path / "turned.json.gz").write_bytes(gzip.compress(turned.encode()))
+    table = key_table(source | {"annotations": str(tmp_path / "turned.json.gz")})
+    assert table.equals(plain, check_metadata=True)
+
+
+def test_coco_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    first = COCO["annotations"][0]
+    many = [first | {"attributes": {"note": "x" * 4000}} for _ in range(12_000)]
+    source = coco(tmp_path, COCO | {"annotations": many})
+    size = (tmp_path / "instances.json").stat().st_size
+    del many
+    tracemalloc.start()
+    table = key_table(source)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(map(len, table["boxes"].to_pylist())) == 12_000
+    assert peak < 0.6 * size
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
