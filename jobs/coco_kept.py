@@ -1,8 +1,8 @@
 """The kept images as a COCO json whose categories carry both levels, and the summary of the whole job.
 
 What is copied is copied byte for byte: the key table says where each entry lies in the source, so the file is read
-once, in order, whatever its size. The receipt beside a finished file says that it is there; a file without one is
-written again, and comes out the same.
+once, in order, whatever its size. A file is finished when its receipt lies beside it (pipeline.products); one without
+is written again, and comes out the same.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from jobs.coco_taxonomy import read_taxonomy
 from pipeline.errors import RaylensError, UsageError
+from pipeline.products import Product
 from pipeline.run import KeyTable, Run
 from pipeline.shards import Shards
 from pipeline.sources.files import absolute
@@ -45,19 +46,22 @@ def write_kept(run_url: str, config: CocoConfig, fingerprints: Mapping[str, str]
     folder = kept_folder(run, fingerprints["filter"])
     described, paths = {}, []
     for split, source in config.splits.items():
-        name = f"instances_{split}.json"
-        receipt = _receipt(folder, name)
-        if receipt is None:
-            receipt = _write(run, split, absolute(source.annotations), taxonomy, folder, name)
-            folder.write(f"{name}.receipt", json.dumps(receipt, indent=1).encode())
+        product = kept_json(folder, split)
+        if product.receipt() is None:
+            _write(run, split, absolute(source.annotations), taxonomy, product)
         metadata = split_metadata(run.key_table(split))
-        described[split] = {"file": receipt} | {k: json.loads(metadata[k]) for k in ("entries", "rejected")}
-        paths.append(folder.path(name))
+        described[split] = {"file": product.receipt()} | {k: json.loads(metadata[k]) for k in ("entries", "rejected")}
+        paths.append(product.path)
     summary = run.step_folder("summary", fingerprint=fingerprints["summary"])
     for split, counts in json.loads(summary.read("metrics.json")).items():
         described[split] = counts | described[split]
-    folder.write("summary.json", json.dumps(described, indent=1, ensure_ascii=False).encode())
+    Product(folder, "summary.json").write(json.dumps(described, indent=1, ensure_ascii=False).encode())
     return paths
+
+
+def kept_json(folder: Folder, split: str) -> Product:
+    """A split's kept images as a COCO json, in the folder of its setting."""
+    return Product(folder, f"instances_{split}.json")
 
 
 def split_metadata(keys: KeyTable) -> dict[str, bytes]:
@@ -66,21 +70,13 @@ def split_metadata(keys: KeyTable) -> dict[str, bytes]:
     return {k.decode(): v for k, v in (pq.read_schema(pa.BufferReader(raw)).metadata or {}).items()}
 
 
-def _receipt(folder: Folder, name: str) -> dict[str, Any] | None:
-    try:
-        receipt: dict[str, Any] = json.loads(folder.read(f"{name}.receipt"))
-        return receipt if folder.size(name) == receipt["bytes"] else None
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
-
-
 def filter_rows(run: Run, split: str, columns: list[str] | None = None) -> pa.Table:
     """Rows of the filter step in the order of the key table."""
     shards = Shards(run.step_folder("filter", split=split), 0)
     return pa.concat_tables(list(shards.tables(columns))).combine_chunks()
 
 
-def _write(run: Run, split: str, source: str, taxonomy: Taxonomy, folder: Folder, name: str) -> dict[str, Any]:
+def _write(run: Run, split: str, source: str, taxonomy: Taxonomy, product: Product) -> None:
     rows = filter_rows(run, split, ["key", "kept", "coarse"])
     keys = run.key_table(split)
     table = keys.table().select(["key", "place", "places"]).combine_chunks()
@@ -94,25 +90,18 @@ def _write(run: Run, split: str, source: str, taxonomy: Taxonomy, folder: Folder
     kept = np.asarray(rows.column("kept"))
     coarse = rows.column("coarse").to_pylist()
     spans, kinds, owners = _spans(table, kept, json.loads(metadata["others"]))
-    written = {"images": int((kinds == _IMAGES).sum()), "annotations": int((kinds == _ANNOTATIONS).sum())}
-    found, read = hashlib.sha256(), hashlib.sha256()
-    size = 0
-    for left in folder.leftovers():  # of a driver that was killed here
-        if left.startswith(f".{name}."):
-            folder.remove(left)
-    with folder.stream(name) as file:
+    read = hashlib.sha256()
+    with product.writing() as file:
         entries = zip(copied(source, spans.tolist(), read), kinds.tolist(), owners.tolist(), strict=False)
         for data in _json(
             entries, coarse, taxonomy, json.loads(metadata["categories"]), json.loads(metadata["others"])
         ):
             file.write(data)
-            found.update(data)
-            size += len(data)
         if read.hexdigest() != json.loads(metadata["sha256"]):
             raise UsageError(
                 "has changed since this run listed it", where=source, cure="give another run folder with --run"
             )
-    return {"name": name, "bytes": size, "sha256": found.hexdigest()} | written
+        file.facts |= {"images": int((kinds == _IMAGES).sum()), "annotations": int((kinds == _ANNOTATIONS).sum())}
 
 
 def _spans(table: pa.Table, kept: np.ndarray, others: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

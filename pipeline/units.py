@@ -54,6 +54,12 @@ def units(run: Run, described: Mapping[str, Any]) -> list[Unit]:
     return found
 
 
+def beside_steps(run: Run, described: Mapping[str, Any]) -> list[str]:
+    """Folders of a run that are no step's: what a job writes when its steps are done."""
+    steps = {str(step["name"]) for step in described["steps"]}
+    return [name for name in run.folder.folders() if name not in _NO_STEPS | steps]
+
+
 def _below(step: str, kind: str, folder: Folder, path: tuple[str, ...]) -> list[Unit]:
     below = folder.folders()
     if "plan.json" in folder.list() or "receipts" in below:

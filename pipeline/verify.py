@@ -16,6 +16,7 @@ from pipeline import plan as plans
 from pipeline import units
 from pipeline.errors import RaylensError
 from pipeline.lock import RunLock
+from pipeline.products import products
 from pipeline.run import KeyTable, Run
 from pipeline.shards import Receipt, count_rows
 from pipeline.units import Unit
@@ -83,6 +84,12 @@ def verify(
                 for name in checked.orphans:
                     unit.folder.remove(name)
             shards, read, rows = shards + checked.shards, read + checked.bytes, rows + checked.rows
+        for product in (p for name in units.beside_steps(run, described) for p in products(run.folder.child(name))):
+            read += product.folder.size(product.name) or 0
+            if wrong := product.wrong():
+                problems.append(Problem(product.path, wrong, mended=repair))
+                if repair:
+                    product.withdraw()
     return VerifyReport(run.url, shards, read, rows, tuple(problems), tuple(missing), tuple(orphans), clean)
 
 
