@@ -84,10 +84,10 @@ def captum(name: str, count: int, channels: int) -> tuple[float, int]:
     ablation = LayerFeatureAblation(network, layer)
 
     def run() -> int:
+        # One image at a time: with several, it repeats them for each perturbation but not their targets, and fails.
         with torch.no_grad():
-            for i in range(0, count, BATCH):
-                x = images(count)[i : i + BATCH]
-                ablation.attribute(x, target=targets[i : i + BATCH], layer_mask=mask, perturbations_per_eval=4)
+            for x, target in zip(images(count).split(1), targets.tolist(), strict=True):
+                ablation.attribute(x, target=target, layer_mask=mask, perturbations_per_eval=16)
         return min(channels, shape[0]) * count
 
     return timed(run)
