@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 JOBS = {
     "chip": ("jobs.chip", "ChipConfig", "CHIP: which channels of a network tell a class, and where they look."),
     "coco": ("jobs.coco", "CocoConfig", "Filter a COCO-format dataset and relabel it at two levels."),
+    "semantic": (
+        "jobs.semantic",
+        "SemanticConfig",
+        "Two-level classifiers on a relabelled dataset, and their indexes.",
+    ),
 }
 
 
@@ -119,7 +124,7 @@ def plan(
     priced = [] if price is None else [f"resources.price_per_hour={price}"]
     module, settings = _load(job, config, [*(sets or ()), *priced])
     built = module.build(settings)
-    from pipeline.preview import preview
+    from pipeline.preview import preview, preview_trainings
     from pipeline.steps import Measure, Reduce
 
     url = run or settings.run or f"memory://raylens-plan-{os.getpid()}"
@@ -129,7 +134,8 @@ def plan(
         if isinstance(step, Reduce):
             blocks = step.reduction.blocks()
             reductions[step.name] = (len(blocks), max((step.reduction.state_bytes(b) for b in blocks), default=0))
-    _print(_show().plan_lines(found, reductions, [step.name for step in built.steps if isinstance(step, Measure)]))
+    measuring = [step.name for step in built.steps if isinstance(step, Measure)]
+    _print(_show().plan_lines(found, reductions, measuring, preview_trainings(built, url)))
     if more := getattr(module, "plan_lines", None):
         _print(["", *more(settings, built, found)])
 

@@ -107,6 +107,9 @@ class ResourcesConfig(Section):
     price_per_hour: float | None = Field(default=None, ge=0)  # of one worker, for the estimate
     shard_rows: int | None = Field(default=None, ge=1)  # instead of about a minute's work
     micro_batch: int | None = Field(default=None, ge=1)  # instead of what the method proposes
+    train_workers: int | None = Field(
+        default=None, ge=0
+    )  # absent: one for each GPU, else the driver trains; 0: it does
 
 
 class JobConfig(Section):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.preview import StepEstimate
-    from pipeline.status import RunStatus, StepStatus
+    from pipeline.preview import StepEstimate, TrainingPreview
+    from pipeline.status import RunStatus, StepStatus, TrainingStatus
     from pipeline.verify import VerifyReport
 
 
@@ -32,9 +32,14 @@ def status_lines(found: RunStatus) -> list[str]:
     rows += [(name, "", "", "0/?", "", "", "", "", "waiting") for name in found.waiting]
     head = ("step", "setting", "label", "shards", "ok", "filtered", "failed", "quarantined", "")
     lines += ["", *columns(head, rows)]
+    if found.trainings:
+        trained = [_training_row(training) for training in found.trainings]
+        lines += ["", *columns(("training", "setting", "epochs", "checkpoints", ""), trained)]
+        lines += [f"  {training.step}: {why}" for training in found.trainings for why in training.refused]
     broken = [(step.name, why) for step in found.steps for why in step.broken]
+    broken += [(training.step, training.broken) for training in found.trainings if training.broken]
     if broken:
-        lines += ["", "broken (the next run makes these shards again):"]
+        lines += ["", "broken (the next run makes these again):"]
         lines += [f"  {name}: {why}" for name, why in broken]
     for step in found.steps:
         if step.failed:
@@ -69,6 +74,17 @@ def _status_row(step: StepStatus) -> tuple[str, ...]:
     )
 
 
+def _training_row(training: TrainingStatus) -> tuple[str, ...]:
+    notes = [
+        note
+        for note, holds in (("complete", training.complete), ("no step of the job any more", not training.current))
+        if holds
+    ]
+    epochs = f"{training.epochs:,}/{'?' if training.wanted is None else format(training.wanted, ',')}"
+    kept = ", ".join(str(epoch) for epoch in training.checkpoints) or "none"
+    return (training.step, training.fingerprint[:8], epochs, kept, ", ".join(notes))
+
+
 def verify_lines(found: VerifyReport) -> list[str]:
     lines = [str(problem) for problem in found.problems]
     lines += list(found.missing)
@@ -87,11 +103,15 @@ def verify_lines(found: VerifyReport) -> list[str]:
 
 
 def plan_lines(
-    found: Sequence[StepEstimate], reductions: Mapping[str, tuple[int, int]], measuring: Sequence[str] = ()
+    found: Sequence[StepEstimate],
+    reductions: Mapping[str, tuple[int, int]],
+    measuring: Sequence[str] = (),
+    trainings: Sequence[TrainingPreview] = (),
 ) -> list[str]:
     """What each measuring step takes; for reductions (blocks, bytes of the largest state) by name.
 
-    ``measuring`` names all measuring steps of the job: those that could not be measured yet are told.
+    ``measuring`` names all measuring steps of the job: those that could not be measured yet are told. Of ``trainings``
+    only what they are is told.
     """
     from pipeline.progress import duration
 
@@ -129,6 +149,7 @@ def plan_lines(
     lines += ["", *columns(("step", "workers", "images/s", "networks/s", "time", "worker hours", "cost"), cost)]
     waiting = sorted(set(measuring) - {step.step for step in found}, key=list(measuring).index)
     lines += [f"{name}: stands on other steps, is measured when the run gets there" for name in waiting]
+    lines += [_training_line(training) for training in trainings]
     if reductions:
         lines.append("")
         lines += columns(
@@ -136,6 +157,16 @@ def plan_lines(
             [(name, f"{blocks:,}", size(state)) for name, (blocks, state) in reductions.items()],
         )
     return lines
+
+
+def _training_line(training: TrainingPreview) -> str:
+    about = "" if training.epochs is None else f", {training.epochs:,} epochs"
+    images = "" if not training.images else f" on {training.images:,} images"
+    line = f"{training.step}: a training{images}{about}"
+    if training.complete:
+        return f"{line}; it is finished"
+    resumed = f"; it goes on from epoch {training.reached:,}" if training.reached else ""
+    return f"{line}{resumed}; its time, memory and cost cannot be estimated: its first epoch will tell"
 
 
 def totals_lines(totals: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -73,8 +73,51 @@ def read_committed(folder: Folder) -> Committed | None:
     return Committed(files, total.hexdigest())
 
 
+def digest_of(folder: Folder) -> str | None:
+    """The digest of what was committed here, by its receipt alone; None where there is none.
+
+    Raises:
+        DamagedError: the receipt cannot be read, or a file is missing or has another size.
+    """
+    try:
+        entries = _receipt(folder)
+    except FileNotFoundError:
+        return None
+    here, total = folder.list(), hashlib.sha256()
+    for name, entry in sorted(entries.items()):
+        if here.get(entry["file"]) != entry["bytes"]:
+            found = f"has {here[entry['file']]} bytes" if entry["file"] in here else "is missing"
+            raise _damaged(folder, entry["file"], found)
+        total.update(name.encode() + b"\0" + bytes.fromhex(entry["sha256"]))
+    return total.hexdigest()
+
+
+def leftovers(folder: Folder) -> list[str]:
+    """Files here that no receipt names: of a writer that was killed, or lost a race."""
+    try:
+        kept = {RECEIPT, *(str(entry["file"]) for entry in _receipt(folder).values())}
+    except FileNotFoundError:
+        kept = set()
+    except DamagedError:  # it is not known what the files are
+        return []
+    return sorted([*(name for name in folder.list() if name not in kept), *folder.leftovers()])
+
+
+def withdraw(folder: Folder) -> None:
+    """Take back what was committed here. The receipt first: what is half removed was never committed."""
+    folder.remove(RECEIPT)
+    for name in folder.list():
+        folder.remove(name)
+    with contextlib.suppress(OSError):
+        folder.fs.rmdir(folder.root)
+
+
 def _damaged(folder: Folder, file: str, how: str) -> DamagedError:
-    return DamagedError(f"{file} {how}", where=folder.url, cure="remove this folder and run again: it is made anew")
+    return DamagedError(
+        f"{file} {how}",
+        where=folder.url,
+        cure="'raylens verify --repair RUN', or remove it; the next run makes it anew",
+    )
 
 
 def _receipt(folder: Folder) -> dict[str, Any]:
@@ -98,15 +141,19 @@ class CommittedCheckpoints:
         """Commits a checkpoint, replacing one of the same epoch that was refused before."""
         place = self.folder.child(f"{epoch:04d}")
         if place.exists(RECEIPT) and not _whole(place):
-            _clear(place)
+            withdraw(place)
         commit(place, files)
-        for old in self._epochs()[self.keep :]:
-            _clear(self.folder.child(f"{old:04d}"))
+        for old in self.epochs()[self.keep :]:
+            withdraw(self.folder.child(f"{old:04d}"))
+
+    def newest(self) -> int:
+        """The epoch of the newest checkpoint, whole or not; 0 where there is none."""
+        return next(iter(self.epochs()), 0)
 
     def latest(self) -> tuple[int, dict[str, bytes]] | None:
         """The newest checkpoint that verifies, or None; the ones refused are named in ``refused``."""
         self.refused = []
-        for epoch in self._epochs():
+        for epoch in self.epochs():
             try:
                 found = read_committed(self.folder.child(f"{epoch:04d}"))
             except DamagedError as error:
@@ -116,7 +163,7 @@ class CommittedCheckpoints:
                 return epoch, found.files
         return None
 
-    def _epochs(self) -> list[int]:
+    def epochs(self) -> list[int]:
         """Committed epochs, newest first."""
         names = [name for name in self.folder.folders() if name.isdigit()]
         return sorted((int(name) for name in names if self.folder.child(name).exists(RECEIPT)), reverse=True)
@@ -127,12 +174,3 @@ def _whole(place: Folder) -> bool:
         return read_committed(place) is not None
     except DamagedError:
         return False
-
-
-def _clear(place: Folder) -> None:
-    """The receipt first: what is half removed was never committed."""
-    place.remove(RECEIPT)
-    for name in place.list():
-        place.remove(name)
-    with contextlib.suppress(OSError):
-        place.fs.rmdir(place.root)

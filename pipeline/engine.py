@@ -7,7 +7,6 @@ import difflib
 import json
 import os
 import secrets
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,9 +23,10 @@ from pipeline.progress import Progress
 from pipeline.provenance import provenance
 from pipeline.run import Run
 from pipeline.shards import STATUSES, Receipt, Shards, digest
-from pipeline.signals import StopOnSignals
-from pipeline.steps import Job, Measure, Reduce
+from pipeline.signals import Stop, StopOnSignals
+from pipeline.steps import Job, Measure, Reduce, Train
 from pipeline.storage import Folder
+from pipeline.train_step import TrainStep
 from pipeline.worker import Work
 
 COMPLETE, FAILED, USAGE, ROWS_FAILED = 0, 1, 2, 3  # exit codes
@@ -73,12 +73,13 @@ def execute(job: Job, url: str, options: Options | None = None) -> Outcome:
 class _Engine:
     """One driver's walk through the graph."""
 
-    def __init__(self, job: Job, run: Run, options: Options, events: Events, stop: threading.Event) -> None:
+    def __init__(self, job: Job, run: Run, options: Options, events: Events, stop: Stop) -> None:
         self.job, self.run, self.options, self.events, self.stop = job, run, options, events, stop
         self._runner: Any = None
         self.fingerprints: dict[str, str] = {}
         self.receipts: dict[str, list[tuple[str, Receipt]]] = {}  # step -> (split, receipt) of everything it holds
         self.folders: dict[str, dict[str, Folder]] = {}
+        self.trained: dict[str, str] = {}  # training -> the digest of what it learnt
         self.totals: dict[str, dict[str, int]] = {}
 
     @property
@@ -105,6 +106,8 @@ class _Engine:
                 continue
             if isinstance(step, Measure):
                 self._measure(step)
+            elif isinstance(step, Train):
+                self._train(step)
             else:
                 self._reduce(step)
             self.run.write_description(self.job, described, self._now())
@@ -138,6 +141,8 @@ class _Engine:
     def _refuse_changed(self, wanted: set[str]) -> None:
         """Before run.json is written anew, so that it goes on telling what made the rows that are there."""
         for step in self.job.steps:
+            if step.name in wanted and isinstance(step, Train):
+                self._training(step).refuse_other()
             if step.name in wanted and isinstance(step, Measure) and not self.job.keyed(step.name):
                 for split in step.splits:
                     folder = self.run.step_folder(step.name, split=split)
@@ -231,10 +236,27 @@ class _Engine:
             tables=tables,
             limits=self.job.limits,
             code_path=self.options.code_path,
+            trained={
+                name: (self.run.step_folder(upstream).url, self.trained[upstream])
+                for name, upstream in step.trained.items()
+            },
         )
 
-    def _digests(self, step: Measure | Reduce) -> dict[str, str]:
-        return {name: digest(self.receipts[name]) for name in step.upstream}
+    def _digests(self, step: Measure) -> dict[str, str]:
+        return {name: self.trained.get(name) or digest(self.receipts[name]) for name in step.upstream}
+
+    def _training(self, step: Train) -> TrainStep:
+        return TrainStep(step, self.job, self.run, self.options)
+
+    def _train(self, step: Train) -> None:
+        training = self._training(step)
+        self.fingerprints[step.name] = plans.fingerprint(training.fields)
+        self.trained[step.name] = training.go(self.events, self.stop, self._free_gpus)
+
+    def _free_gpus(self) -> None:
+        """Actors of measuring steps leave the GPUs to what comes now."""
+        if self._runner is not None:
+            self._runner.pool.release_gpus()
 
     def _reduce(self, step: Reduce) -> None:
         from pipeline.reduce import Part, Reducing, reduce_on_ray
@@ -254,8 +276,8 @@ class _Engine:
             folders = self.folders[step.of]
             parts = tuple(Part(folders[split].url, split, receipt) for split, receipt in upstream)
             reducing = Reducing(step.name, step.reduction, folder.url, parts)
-            if getattr(step.reduction, "accelerated", False) and self._runner is not None:
-                self._runner.pool.release_gpus()
+            if getattr(step.reduction, "accelerated", False):
+                self._free_gpus()
             self._connect()
             with Progress(
                 step.name, plan.shards, shards=plan.shards, done=len(good), shards_done=len(good), unit="blocks"

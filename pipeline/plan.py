@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline import images
 from pipeline.errors import RaylensError, UsageError
 from pipeline.estimate import Measured
-from pipeline.steps import Measure, Reduce, config_fields, row_schema
+from pipeline.steps import Measure, Reduce, Train, config_fields, row_schema
 from pipeline.storage import Folder
 
 UNMEASURED = Measured(0.0, 0.0, 0.0, 0.0, 0.0, "", 0)  # of a reduction
@@ -131,6 +131,20 @@ def measure_fields(
             "images": {} if step.stage.wants == "records" else limits.model_dump(),
             "inputs": {name: given.digest() for name, given in step.inputs.items()},
             "upstream": dict(upstream),
+        }
+    )
+
+
+def train_fields(step: Train, limits: images.Limits, keys: Mapping[str, str]) -> dict[str, Any]:
+    """What a training's fingerprint is made of: never worker counts, though more workers round otherwise."""
+    return flatten(
+        {
+            "trainer": type(step.trainer).__qualname__,
+            "version": step.trainer.version,
+            "config": config_fields(step.trainer.config),
+            "keys": dict(keys),
+            "images": limits.model_dump() if step.splits else {},
+            "inputs": {name: given.digest() for name, given in step.inputs.items()},
         }
     )
 

@@ -14,7 +14,9 @@ from pipeline.plan import Plan
 from pipeline.provenance import cpu_count
 from pipeline.run import Run
 from pipeline.shards import Shards
-from pipeline.steps import Job, Measure
+from pipeline.steps import Job, Measure, Train
+from pipeline.train import refuse_other
+from pipeline.trainings import training
 from pipeline.worker import Work, Worker
 
 
@@ -38,7 +40,7 @@ def preview(job: Job, url: str, options: Options | None = None, *, workers: int 
     run = Run(url)
     found: list[StepEstimate] = []
     for step in job.steps:
-        if not isinstance(step, Measure) or step.tables:
+        if not isinstance(step, Measure) or step.upstream:
             continue
         folders = {s: run.step_folder(step.name, split=s) for s in step.splits}
         for split, folder in folders.items():
@@ -65,6 +67,36 @@ def preview(job: Job, url: str, options: Options | None = None, *, workers: int 
                     ),
                 )
             )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPreview:
+    """What can be said of a training before it runs: no time, for a micro-run of one would be a training."""
+
+    step: str
+    images: int | None  # rows of its splits; None where they are not listed yet
+    epochs: int | None  # None where the trainer's config has no field "epochs"
+    reached: int  # the epoch of the newest checkpoint
+    complete: bool
+
+
+def preview_trainings(job: Job, url: str) -> list[TrainingPreview]:
+    """The trainings of a job; writes nothing. UsageError where the run folder holds one of other settings."""
+    run = Run(url)
+    found = []
+    for step in job.steps:
+        if not isinstance(step, Train):
+            continue
+        frozen = set(run.splits())
+        listed = all(split in frozen for split in step.splits)
+        images = sum(len(run.key_table(split)) for split in step.splits) if listed else None
+        begun = training(step.name, run.step_folder(step.name))
+        if listed and begun.fields:
+            keys = {split: run.key_table(split).digest for split in step.splits}
+            refuse_other(begun.folder, plans.train_fields(step, job.limits, keys))
+        wanted = dataclasses.replace(begun, fields=plans.train_fields(step, job.limits, {})).epochs
+        found.append(TrainingPreview(step.name, images, wanted, begun.reached, begun.complete))
     return found
 
 

@@ -19,8 +19,8 @@ import ray
 from pipeline.errors import RaylensError
 from pipeline.progress import Progress
 from pipeline.remote_errors import told
-from pipeline.runner import RunStopped
 from pipeline.shards import Receipt, Shards
+from pipeline.signals import RunStopped
 from pipeline.steps import Reduction
 from pipeline.storage import Folder
 
@@ -158,7 +158,7 @@ def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event
             for left in flying:
                 with contextlib.suppress(Exception):
                     ray.cancel(left, force=True)
-            raise RunStopped("stopped on request", cure="run the same command again to resume")
+            raise RunStopped
 
 
 def _submit(run: dict[Any, Any], reducing: Reducing, reference: Any, block: int) -> Any:

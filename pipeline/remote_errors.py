@@ -1,15 +1,22 @@
-"""What went wrong on a worker, told on the driver."""
+"""What went wrong in a step's own code, here or on a worker, told on the driver."""
 
 from __future__ import annotations
 
-import ray
+from typing import TYPE_CHECKING
 
 from pipeline.errors import RaylensError, UsageError
+
+if TYPE_CHECKING:
+    import ray
 
 
 def told(error: ray.exceptions.RayTaskError, step: str) -> RaylensError:
     """What a worker raised, as the error a user is meant to see."""
-    cause = error.cause if isinstance(error.cause, Exception) else error
+    return told_cause(error.cause if isinstance(error.cause, Exception) else error, step)
+
+
+def told_cause(cause: Exception, step: str) -> RaylensError:
+    """What a step's own code raised, as the error a user is meant to see."""
     if isinstance(cause, RaylensError):
         return cause
     # How a method says that its input or setting is wrong; a missing key or index is a mistake in its code.

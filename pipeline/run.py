@@ -3,8 +3,9 @@
 RUN/run.json                        config, provenance, steps and their edges
 RUN/keys/<split>.parquet, .json     frozen key table and the source it was listed from
 RUN/<step>/<split>/                 a measuring step: plan.json, part-*, receipts/, quarantine/
-RUN/<step>/<fingerprint8>/<split>/  the same for a measuring step that stands on a reduction
+RUN/<step>/<fingerprint8>/<split>/  the same for one that stands on a reduction or a training
 RUN/<reduction>/<fingerprint8>/     plan.json, part-*, receipts/, metrics.json
+RUN/<training>/                     training.json, checkpoints/<epoch>/, result/: files and a receipt in each
 RUN/events/  RUN/report/
 """
 

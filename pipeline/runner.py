@@ -9,7 +9,6 @@ import collections
 import contextlib
 import heapq
 import json
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from pipeline.progress import Progress
 from pipeline.remote_errors import last_line, told
 from pipeline.run import KeyTable
 from pipeline.shards import Receipt
+from pipeline.signals import RunStopped, Stop
 from pipeline.slices import is_out_of_memory
 from pipeline.storage import Folder, UnreachableError
 from pipeline.worker import Done, Stopped, Task, Work
@@ -38,14 +38,10 @@ _DEATHS_IN_A_ROW = 100  # without a commit in between: one bad row costs at most
 _ERRORS = 3  # of one shard: exceptions of the engine or the storage, which may pass
 
 
-class RunStopped(RaylensError):  # noqa: N818 - what happened, not what went wrong
-    """Asked to stop: everything committed is kept."""
-
-
 class Runner:
     """Runs measuring steps one after another on one pool of actors."""
 
-    def __init__(self, resources: cluster.Resources, events: Events, stop: threading.Event) -> None:
+    def __init__(self, resources: cluster.Resources, events: Events, stop: Stop) -> None:
         cluster.connect(resources)
         self._ledger = cluster.start_ledger()
         self._events, self._stop = events, stop
@@ -79,7 +75,7 @@ class Runner:
         self.pool.begin(work, wanted=1)
         while True:
             if self._stop.is_set():
-                raise RunStopped("stopped on request", cure="run the same command again to resume")
+                raise RunStopped
             self.pool.refresh(1)
             pending = self.pool.pending
             if not pending:
@@ -293,7 +289,7 @@ class _Loop:
                 with contextlib.suppress(ray.exceptions.RayError):
                     self._receipts[(task.split, task.shard)] = ray.get(reference).receipt
         self._events.say("stopped", step=self._work.step.name, committed=len(self._receipts))
-        raise RunStopped("stopped on request", cure="run the same command again to resume")
+        raise RunStopped
 
 
 def read_quarantine(folder: Folder, shard: int) -> dict[str, str]:

@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from pipeline.errors import RaylensError
 from pipeline.lock import RunLock
 
 _PATIENCE_S = 19.0
+
+
+class RunStopped(RaylensError):  # noqa: N818 - what happened, not what went wrong
+    """Asked to stop: everything committed is kept."""
+
+    def __init__(
+        self, what: str = "stopped on request", *, where: str = "", cure: str = "run the same command again to resume"
+    ) -> None:
+        super().__init__(what, where=where, cure=cure)
+
+
+class Stop(threading.Event):
+    """Set when the driver is asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._breaks_off = False
+
+    def check(self) -> None:
+        """RunStopped when it is set."""
+        if self.is_set():
+            raise RunStopped
+
+    @contextlib.contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """Within the block a signal ends what the main thread is doing at once: for work that cannot look here."""
+        self.check()
+        self._breaks_off = True
+        try:
+            yield
+        finally:
+            self._breaks_off = False
+
+    def ask(self) -> None:
+        """What a signal's handler does, in the main thread."""
+        first = not self.is_set()
+        self.set()
+        if first and self._breaks_off:
+            raise RunStopped
 
 
 class StopOnSignals:
@@ -22,11 +64,11 @@ class StopOnSignals:
     """
 
     def __init__(self, lock: RunLock) -> None:
-        self._lock, self._stop = lock, threading.Event()
+        self._lock, self._stop = lock, Stop()
         self._before: dict[int, Any] = {}
         self._deadline: threading.Timer | None = None
 
-    def __enter__(self) -> threading.Event:
+    def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
@@ -40,7 +82,7 @@ class StopOnSignals:
             self._deadline = threading.Timer(_PATIENCE_S, _leave)
             self._deadline.daemon = True
             self._deadline.start()
-        self._stop.set()
+        self._stop.ask()
 
     def _watch(self) -> None:
         while not self._stop.wait(1.0):

@@ -6,7 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
-from pipeline import units
+from pipeline import plan as plans
+from pipeline import trainings, units
 from pipeline.errors import RaylensError
 from pipeline.lock import NAME as LOCK
 from pipeline.lock import Owner
@@ -58,6 +59,23 @@ class StepStatus:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingStatus:
+    """One training: how far it is, and what it would go on from."""
+
+    step: str
+    fingerprint: str
+    url: str
+    current: bool  # a step of the job as it is now
+    epochs: int  # done, as far as checkpoints tell
+    wanted: int | None  # None where the trainer's config has no field "epochs"
+    complete: bool
+    digest: str
+    checkpoints: tuple[int, ...]  # epochs, newest first
+    refused: tuple[str, ...]  # checkpoints that are passed over, and why
+    broken: str  # why its result is not to be believed
+
+
+@dataclasses.dataclass(frozen=True)
 class RunStatus:
     """A run at a glance; ``waiting`` are the steps of the job that have no plan yet."""
 
@@ -66,11 +84,13 @@ class RunStatus:
     steps: tuple[StepStatus, ...]
     waiting: tuple[str, ...]
     driver: str  # who holds the lock, "" for nobody
+    trainings: tuple[TrainingStatus, ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether all that the job wants now is there."""
-        return not self.waiting and all(s.complete and not s.stale for s in self.steps if s.current)
+        measured = all(s.complete and not s.stale for s in self.steps if s.current)
+        return not self.waiting and measured and all(t.complete for t in self.trainings if t.current)
 
     @property
     def failed(self) -> int:
@@ -89,12 +109,31 @@ def status(url: str) -> RunStatus:
     bad: dict[str, dict[int, str]] = {}
     for unit in found:
         good[unit.name], bad[unit.name] = unit.shards.complete()
+    learnt = trainings.trainings(run, described)
+    today = {training.name: training.digest for training in learnt}
     rows = tuple(
-        _step(unit, described, good[unit.name], bad[unit.name], units.stale(unit, found, good)) for unit in found
+        _step(unit, described, good[unit.name], bad[unit.name], units.stale(unit, found, good, today)) for unit in found
     )
-    begun = {row.step for row in rows if row.current}
+    trained = tuple(_training(training, described) for training in learnt)
+    begun = {row.step for row in rows if row.current} | {training.step for training in trained if training.current}
     waiting = tuple(str(s["name"]) for s in described["steps"] if s["name"] not in begun)
-    return RunStatus(run.url, str(described.get("job", "")), rows, waiting, _driver(run.folder))
+    return RunStatus(run.url, str(described.get("job", "")), rows, waiting, _driver(run.folder), trained)
+
+
+def _training(found: trainings.Training, described: dict[str, Any]) -> TrainingStatus:
+    return TrainingStatus(
+        step=found.name,
+        fingerprint=plans.fingerprint(found.fields),
+        url=found.folder.url,
+        current=any(s["name"] == found.name for s in described["steps"]),
+        epochs=found.reached,
+        wanted=found.epochs,
+        complete=found.complete,
+        digest=found.digest,
+        checkpoints=found.checkpoints,
+        refused=trainings.refused(found),
+        broken=found.problem,
+    )
 
 
 def _step(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import images
+
+if TYPE_CHECKING:
+    from pipeline.train import Learnt, Worker
 
 Wants = Literal["pixels", "bytes", "records"]
 
@@ -65,6 +68,15 @@ class Reduction(Protocol):
     def state_bytes(self, block: Any) -> int: ...
 
 
+class Trainer(Protocol):
+    """A training: called on every worker of it. Picklable; loads nothing heavy before it is called."""
+
+    version: int
+    config: Any  # a frozen dataclass: its fields are the step's fingerprint
+
+    def __call__(self, worker: Worker) -> Learnt: ...
+
+
 class Input(Protocol):
     """Something heavy a stage needs beside its rows, loaded once on each worker."""
 
@@ -84,10 +96,11 @@ class Measure:
     splits: tuple[str, ...]
     inputs: Mapping[str, Input] = dataclasses.field(default_factory=dict)
     tables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # input name -> upstream reduction
+    trained: Mapping[str, str] = dataclasses.field(default_factory=dict)  # input name -> upstream training
 
     @property
     def upstream(self) -> tuple[str, ...]:
-        return tuple(self.tables.values())
+        return (*self.tables.values(), *self.trained.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +118,21 @@ class Reduce:
         return (self.of,)
 
 
-Step = Measure | Reduce
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """A step that learns something: files and facts in RUN/<name>/result, and checkpoints on the way there."""
+
+    name: str
+    trainer: Trainer
+    splits: tuple[str, ...] = ()  # whose frozen key tables it reads: their digests are in the fingerprint
+    inputs: Mapping[str, Input] = dataclasses.field(default_factory=dict)  # heavy things, loaded on each worker
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        return ()
+
+
+Step = Measure | Reduce | Train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +155,9 @@ class Job:
         return next(s for s in self.steps if s.name == name)
 
     def keyed(self, name: str) -> bool:
-        """Whether a step's folder carries its fingerprint: reductions, and all that stands on one."""
+        """Whether a step's folder carries its fingerprint: reductions, and all that stands on one or on a training."""
         step = self.step(name)
-        return isinstance(step, Reduce) or any(self.keyed(u) for u in step.upstream)
+        return isinstance(step, Reduce) or any(isinstance(self.step(u), Train) or self.keyed(u) for u in step.upstream)
 
 
 @dataclasses.dataclass(frozen=True)

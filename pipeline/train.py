@@ -1,25 +1,53 @@
-"""Training in a run folder: inline or under Ray Train; what is learnt is committed like shards.
+"""Training in a run folder: in this process or under Ray Train; what is learnt is committed like shards.
 
 The loop itself comes from the job as a function (``TrainingFunction``); this module gives it a place in the world
-(rank, device), checkpoints that are whole or absent, and commits what it returns.
+(rank, device), the keys and inputs it asked for, checkpoints that are whole or absent, and commits what it returns.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline import images
 from pipeline.checkpoints import CommittedCheckpoints, commit, read_committed
 from pipeline.errors import RaylensError, UsageError
+from pipeline.run import KeyTable
+from pipeline.signals import Stop
+from pipeline.steps import Input
 from pipeline.storage import Folder
 
 if TYPE_CHECKING:
     import torch
+
+
+class EpochDone(Protocol):
+    """What ``Worker.tell`` reads: ``stages.training.Progress`` has it."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch, as the driver hears of it."""
+
+    epoch: int  # from 1
+    epochs: int
+    metrics: Mapping[str, float]
+    seconds: float
 
 
 @dataclass
@@ -31,6 +59,10 @@ class Worker:
     device: torch.device
     checkpoints: CommittedCheckpoints
     log: Callable[[str], None] = print
+    keys: Mapping[str, KeyTable] = field(default_factory=dict)  # by split
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # loaded, on the device
+    limits: images.Limits = field(default_factory=images.Limits)
+    heard: Callable[[Epoch], None] = lambda _: None
 
     def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
         """The network on this worker's device; gradients averaged over the workers where there are several."""
@@ -42,10 +74,19 @@ class Worker:
         ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=ids)
 
+    def tell(self, done: EpochDone) -> None:
+        """One line for an epoch, and how far the training is: made to be ``progress`` of ``stages.training.fit``."""
+        told = [f"{n} {v:.3g}" for n, v in done.metrics.items() if n != "epoch" and isinstance(v, (int, float))]
+        self.log(f"epoch {done.epoch}/{done.epochs}: {', '.join(told)} ({done.seconds:.1f} s)")
+        self.heard(Epoch(done.epoch, done.epochs, dict(done.metrics), done.seconds))
+
 
 @dataclass(frozen=True)
 class Learnt:
-    """What a training returns: files to keep (weights) and JSON-able facts (history, metrics)."""
+    """What a training returns: files to keep (weights) and JSON-able facts (history, metrics).
+
+    Both are in the digest that rows made with the network stand on, so no time or place belongs in them.
+    """
 
     files: dict[str, bytes]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +102,28 @@ class Trained:
     refused: tuple[str, ...] = ()  # checkpoints that did not verify, newest first
 
 
+@dataclass(frozen=True)
+class Material:
+    """What every worker of a training is given beside its place: small and picklable, loaded where it is used."""
+
+    keys_url: str = ""
+    splits: tuple[str, ...] = ()
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    limits: images.Limits = field(default_factory=images.Limits)
+    code_path: tuple[str, ...] = ()  # where the user's own modules lie
+
+
 TrainingFunction = Callable[[Worker], Learnt]
+
+
+@dataclass(frozen=True)
+class Channel:
+    """What the worker of rank 0 says to the driver, and whether the driver wants it to stop."""
+
+    log: Callable[[str], None] = print
+    heard: Callable[[Epoch], None] = lambda _: None
+    saved: Callable[[int], None] = lambda _: None  # the epoch of a checkpoint
+    stop: Stop | None = None
 
 
 def train(
@@ -73,23 +135,30 @@ def train(
     gpus_per_worker: float = 0,
     threads: int | None = None,
     log: Callable[[str], None] = print,
+    heard: Callable[[Epoch], None] = lambda _: None,
+    saved: Callable[[int], None] = lambda _: None,
+    stop: Stop | None = None,
+    material: Material | None = None,
 ) -> Trained:
     """Trains in ``folder`` (``RUN/<training>``), going on from its newest whole checkpoint; returns at once when done.
 
     Args:
         function: called on every worker; what rank 0 returns is committed. Must pickle when ``workers`` > 0.
-        fingerprint: JSON-able facts the result depends on (config, versions, digests of the data). A folder made with
-            others is refused.
+        fingerprint: JSON-able facts the result depends on (config, versions, digests of the data). A folder that holds
+            checkpoints or a result of others is refused.
         workers: 0 trains in this process; n > 0 under Ray Train, with DDP when n > 1. A worker takes one CPU, the
-            trainer none, so one free CPU is enough.
+            trainer none, so one free CPU is enough. A lost worker costs the epochs since the newest checkpoint.
         threads: PyTorch threads per worker; by default the node's cores shared among the workers.
+        heard, saved: called for each epoch that is told, and with the epoch of each checkpoint.
+        stop: where it is set, training ends with RunStopped: at once in this process's own thread and under Ray.
 
     Raises:
         UsageError: the folder belongs to another fingerprint.
+        RunStopped: asked to stop; what is committed is kept.
         RaylensError: training failed, with the reason.
     """
     _claim(folder, fingerprint)
-    done = _finished(folder)
+    done = read_trained(folder)
     if done is not None:
         return done
     checkpoints = CommittedCheckpoints(folder.child("checkpoints"))
@@ -98,22 +167,32 @@ def train(
         log(line)
     if found is not None:
         log(f"going on from checkpoint {found[0]}")
+    material, channel = material or Material(), Channel(log, heard, saved, stop)
     if workers == 0:
-        _work(function, folder, 0, 1, gpus_per_worker > 0, threads, log)
+        work(function, folder, 0, 1, gpus_per_worker > 0, threads, material, channel)
     else:
-        _under_ray(function, folder, workers, gpus_per_worker, threads, log)
-    done = _finished(folder)
+        from pipeline.train_ray import under_ray
+
+        under_ray(function, folder, workers, gpus_per_worker, threads, material, channel)
+    done = read_trained(folder)
     if done is None:
         raise RaylensError("training ended without a result", where=folder.url, cure="look at the workers' logs above")
     return Trained(done.files, done.facts, done.digest, tuple(checkpoints.refused))
 
 
-def _claim(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
+def refuse_other(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
+    """UsageError, naming the fields, when this folder holds something that was trained with other settings."""
+    try:
+        then = json.loads(folder.read("training.json"))
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise RaylensError(
+            f"cannot be read ({error})", where=folder.path("training.json"), cure="restore it, or remove this folder"
+        ) from error
     now = json.loads(json.dumps(fingerprint))
-    folder.create("training.json", json.dumps(now, indent=1, sort_keys=True).encode())
-    then = json.loads(folder.read("training.json"))
     changed = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**then, **now} if then.get(k) != now.get(k)]
-    if changed:
+    if changed and (folder.child("checkpoints").folders() or folder.child("result").list()):
         raise UsageError(
             "this training was begun with other settings: " + "; ".join(changed),
             where=folder.url,
@@ -121,7 +200,19 @@ def _claim(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
         )
 
 
-def _finished(folder: Folder) -> Trained | None:
+def _claim(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
+    text = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
+    if not folder.create("training.json", text):
+        refuse_other(folder, fingerprint)
+        folder.write("training.json", text)  # the same, or of a training that got nowhere
+
+
+def read_trained(folder: Folder) -> Trained | None:
+    """The finished training of this folder, verified; None where it is not finished.
+
+    Raises:
+        DamagedError: a file of the result is missing or not what its receipt says.
+    """
     found = read_committed(folder.child("result"))
     if found is None:
         return None
@@ -129,24 +220,53 @@ def _finished(folder: Folder) -> Trained | None:
     return Trained(found.files, facts, found.digest)
 
 
-def _work(
+class _Told(CommittedCheckpoints):
+    """Checkpoints that the driver hears of, and after which it may ask to stop."""
+
+    def __init__(self, folder: Folder, channel: Channel) -> None:
+        super().__init__(folder)
+        self._channel = channel
+
+    def save(self, epoch: int, files: Mapping[str, bytes]) -> None:
+        super().save(epoch, files)
+        self._channel.saved(epoch)
+        if self._channel.stop is not None:
+            self._channel.stop.check()
+
+
+def work(
     function: TrainingFunction,
     folder: Folder,
     rank: int,
     world: int,
     gpu: bool,
     threads: int | None,
-    log: Callable[[str], None],
+    material: Material,
+    channel: Channel,
 ) -> None:
+    """One worker's part of a training; rank 0 commits the result."""
     import torch
 
+    for path in reversed(material.code_path):
+        if path not in sys.path:
+            sys.path.insert(0, path)
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
     try:
         device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
-        checkpoints = CommittedCheckpoints(folder.child("checkpoints"))
-        learnt = function(Worker(rank, world, device, checkpoints, log if rank == 0 else _quiet))
+        worker = Worker(
+            rank,
+            world,
+            device,
+            _Told(folder.child("checkpoints"), channel),
+            channel.log if rank == 0 else _quiet,
+            {split: KeyTable(Folder(material.keys_url), split) for split in material.splits},
+            {name: given.load(device) for name, given in material.inputs.items()},
+            material.limits,
+            channel.heard if rank == 0 else _quiet,
+        )
+        learnt = function(worker)
     finally:
         torch.set_num_threads(before)
     if rank == 0:
@@ -154,102 +274,5 @@ def _work(
         commit(folder.child("result"), {**learnt.files, "facts.json": facts})
 
 
-def _quiet(line: str) -> None:
+def _quiet(_: object) -> None:
     """Only rank 0 speaks."""
-
-
-def _under_ray(
-    function: TrainingFunction,
-    folder: Folder,
-    workers: int,
-    gpus_per_worker: float,
-    threads: int | None,
-    log: Callable[[str], None],
-) -> None:
-    import tempfile
-
-    import ray
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.util.queue import Queue
-
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
-    resources: dict[str, float] = {"CPU": 1}
-    if gpus_per_worker:
-        resources["GPU"] = gpus_per_worker
-    lines = Queue(actor_options={"num_cpus": 0})
-    settings = {"lines": lines, "function": function, "folder": folder, "gpu": gpus_per_worker > 0, "threads": threads}
-    # Ray's own records of the trial are of no use afterwards: the run folder holds what counts.
-    with tempfile.TemporaryDirectory(prefix="raylens-train-") as scratch:
-        trainer = TorchTrainer(
-            _ray_worker,
-            train_loop_config=settings,
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
-            ),
-            run_config=RunConfig(name="training", storage_path=scratch),
-        )
-        try:
-            with _heard(lines, log):
-                trainer.fit()
-        except ray.exceptions.RayError as error:
-            raise _told(error, folder) from error
-        except Exception as error:
-            if type(error).__module__.startswith("ray."):
-                raise _told(error, folder) from error
-            raise
-
-
-@contextlib.contextmanager
-def _heard(lines: Any, log: Callable[[str], None]) -> Iterator[None]:
-    """Passes on what rank 0 says while it works: the workers' own output may not reach this process."""
-    over = threading.Event()
-
-    def listen() -> None:
-        while True:
-            ending = over.is_set()
-            for line in lines.get_nowait_batch(lines.qsize()):
-                log(line)
-            if ending:
-                return
-            over.wait(0.5)
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=10)
-        lines.shutdown()
-
-
-def _told(error: BaseException, folder: Folder) -> RaylensError:
-    reason = [line for line in str(error).splitlines() if line.strip()]
-    what = reason[-1].strip() if reason else type(error).__name__
-    return RaylensError(
-        f"training failed: {what}",
-        where=folder.url,
-        cure="mend the cause and run again: training goes on from the newest checkpoint",
-    )
-
-
-def _ray_worker(settings: dict[str, Any]) -> None:
-    import ray.train
-    import ray.train.torch
-
-    context = ray.train.get_context()
-    if settings["gpu"]:
-        import torch
-
-        torch.cuda.set_device(ray.train.torch.get_device())
-    rank, world = context.get_world_rank(), context.get_world_size()
-    _work(
-        settings["function"],
-        settings["folder"],
-        rank,
-        world,
-        settings["gpu"],
-        settings["threads"],
-        settings["lines"].put,
-    )

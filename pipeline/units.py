@@ -46,7 +46,8 @@ def units(run: Run, described: Mapping[str, Any]) -> list[Unit]:
     """Every planned folder: steps in the job's order, then those that run.json does not know."""
     steps = {str(step["name"]): step for step in described["steps"]}
     order = list(steps)
-    here = [name for name in run.folder.folders() if name not in _NO_STEPS]
+    learnt = {name for name, step in steps.items() if step.get("kind") == "train"}  # of another kind: see trainings.py
+    here = [name for name in run.folder.folders() if name not in _NO_STEPS | learnt]
     found = []
     for name in sorted(here, key=lambda n: (order.index(n) if n in steps else len(order), n)):
         step = steps.get(name, {})
@@ -89,16 +90,26 @@ def _unit(step: str, kind: str, folder: Folder, path: tuple[str, ...]) -> Unit:
     return Unit(step, kind, setting, split, folder, plan, problem)
 
 
-def stale(unit: Unit, everything: Sequence[Unit], receipts: Mapping[str, Mapping[int, Receipt]]) -> bool:
+def stale(
+    unit: Unit,
+    everything: Sequence[Unit],
+    receipts: Mapping[str, Mapping[int, Receipt]],
+    learnt: Mapping[str, str] | None = None,
+) -> bool:
     """Whether the rows this unit was made from are no longer there: its upstream was changed, or withdrawn in part.
 
     ``receipts`` are the complete shards of every unit by its name. A plan keeps the digest of its upstream; it is up to
-    date when some setting of that step has it today, on all of its splits or on the chosen ones.
+    date when some setting of that step has it today, on all of its splits or on the chosen ones. ``learnt`` gives the
+    digest that each training has today, "" where it is not finished.
     """
     if unit.plan is None:
         return False
     for field, digest in unit.plan.fields.items():
-        if field.startswith(_UPSTREAM) and digest not in _digests(field.removeprefix(_UPSTREAM), everything, receipts):
+        step = field.removeprefix(_UPSTREAM)
+        if step == field:
+            continue
+        now = {learnt[step]} if learnt and step in learnt else _digests(step, everything, receipts)
+        if digest not in now:
             return True
     return False
 

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import checkpoints, trainings, units
 from pipeline import plan as plans
-from pipeline import units
 from pipeline.errors import RaylensError
 from pipeline.lock import RunLock
 from pipeline.products import products
@@ -84,6 +84,14 @@ def verify(
                 for name in checked.orphans:
                     unit.folder.remove(name)
             shards, read, rows = shards + checked.shards, read + checked.bytes, rows + checked.rows
+        for training in trainings.trainings(run, described):
+            say(f"verify  {training.name}")
+            learnt = _Learnt(training, repair, clean)
+            problems += learnt.problems
+            orphans += learnt.orphans
+            read += learnt.bytes
+            if any(step["name"] == training.name for step in described["steps"]):
+                missing += learnt.missing
         for product in (p for name in units.beside_steps(run, described) for p in products(run.folder.child(name))):
             read += product.folder.size(product.name) or 0
             if wrong := product.wrong():
@@ -154,6 +162,33 @@ class _Check:
         self.shards += 1
         self.rows += table.num_rows
         return ""
+
+
+class _Learnt:
+    """One training, read through: its result and each of its checkpoints."""
+
+    def __init__(self, training: trainings.Training, repair: bool, clean: bool) -> None:
+        self.problems: list[Problem] = []
+        self.orphans: list[str] = []
+        self.bytes = 0
+        for name, folder in training.places:
+            try:
+                found = checkpoints.read_committed(folder)
+                self.bytes += sum(map(len, found.files.values())) if found else 0
+            except checkpoints.DamagedError as error:
+                if repair:
+                    checkpoints.withdraw(folder)
+                self.problems.append(Problem(name, error.what, mended=repair))
+            left = checkpoints.leftovers(folder)
+            self.orphans += [folder.path(file) for file in left]
+            if clean:
+                for file in left:
+                    folder.remove(file)
+        if not training.fields:
+            self.problems.append(Problem(training.folder.path("training.json"), training.problem or "is missing"))
+        # A damaged result is told above; where there is none, training has not come to its end.
+        done = training.complete or training.problem
+        self.missing = [] if done else [f"{training.name} is not finished (epoch {training.reached})"]
 
 
 def _leftovers(unit: Unit) -> list[str]:

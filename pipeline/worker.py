@@ -25,6 +25,7 @@ from pipeline.run import KeyTable
 from pipeline.shards import Receipt, Shards, parquet
 from pipeline.steps import Measure, row_schema
 from pipeline.storage import Folder
+from pipeline.trainings import finished
 
 Range = tuple[int, int]
 MakeFeeder = Callable[[Sequence[Range]], Feeder]
@@ -50,6 +51,7 @@ class Work:
     tables: Mapping[str, tuple[str, int]]  # input name -> (URL of the reduction's parts, how many)
     limits: images.Limits
     code_path: tuple[str, ...] = ()  # where the user's own modules lie
+    trained: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # input -> (URL, digest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Worker:
         inputs: dict[str, Any] = {name: given.load(self.device) for name, given in work.step.inputs.items()}
         for name, (url, count) in work.tables.items():
             inputs[name] = read_all(Shards(Folder(url), count))
+        for name, (url, digest) in work.trained.items():
+            inputs[name] = finished(Folder(url), digest)
         self.stage.setup(self.device, inputs)
         self.setup_s = time.perf_counter() - started
         self.schema = row_schema(self.stage)

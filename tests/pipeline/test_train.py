@@ -200,7 +200,8 @@ class TestUnderRay:
         folder = Folder(str(tmp_path))
         lines: list[str] = []
         trained = train(learn(0, 40), folder, fingerprint={"epochs": 40}, workers=1, threads=1, log=lines.append)
-        assert lines == [f"epoch {n}" for n in range(1, 41)], "what a worker says is heard, in order"
+        said = [line for line in lines if not line.startswith("waiting for")]  # on a busy machine
+        assert said == [f"epoch {n}" for n in range(1, 41)], "what a worker says is heard, in order"
         assert trained.facts["history"] == undisturbed.facts["history"]
         assert trained.digest == undisturbed.digest
         assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["0038", "0039", "0040"]

@@ -1,0 +1,41 @@
+"""Saying that something is waited for, instead of a silence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+_FIRST_S, _EVERY_S = 10.0, 60.0
+
+
+class Patience:
+    """Call ``tick`` while waiting: after ten seconds, then every minute, what is waited for is said.
+
+    ``tell`` is asked only when it is time to speak, so it may look at the cluster.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None], tell: Callable[[], str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._say, self._tell, self._clock = say, tell, clock
+        self.reset()
+
+    def reset(self) -> None:
+        """What was waited for is there."""
+        self._next = self._clock() + _FIRST_S
+
+    def tick(self) -> None:
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + _EVERY_S
+            self._say(self._tell())
+
+
+def cluster_has() -> str:
+    """What the cluster joined consists of, and what of it nobody holds."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in ("CPU", "GPU")]
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return f"the cluster has {nodes} node{'s' * (nodes != 1)} with {' and '.join(parts)}"

@@ -1,0 +1,191 @@
+"""Trainings whose workers and drivers are really killed: what is learnt is what an undisturbed training learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from learning import job
+
+from pipeline.engine import execute
+from pipeline.errors import RaylensError
+from pipeline.options import Options, Resources
+from pipeline.status import status
+from pipeline.verify import verify
+
+pytestmark = pytest.mark.faults
+PROGRAM = Path(__file__).parent / "learning.py"
+
+
+def options(**resources: Any) -> Options:
+    return Options(resources=Resources(shard_rows=24, **resources), say=lambda _: None)
+
+
+def start(run: Path, address: str, config: dict[str, Any], **resources: Any) -> subprocess.Popen[str]:
+    resources = {"address": address, "shard_rows": 24, **resources}
+    command = [sys.executable, str(PROGRAM), str(run), json.dumps(config), json.dumps(resources)]
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(run: Path, driver: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 90
+    while driver.poll() is None and not list((run / "line/checkpoints").glob("*/receipt.json")):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+def digest(run: Path) -> str:
+    (training,) = status(str(run)).trainings
+    return training.digest
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [line for file in sorted((run / "events").glob("*.jsonl")) for line in file.read_text().splitlines()]
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of what six epochs in one process learn; no cluster is asked."""
+    run = tmp_path_factory.mktemp("undisturbed")
+    execute(job(train_only=True), str(run), options(train_workers=0))
+    return digest(run)
+
+
+def test_a_job_trains_and_measures_with_what_it_learnt(cluster: str, tmp_path: Path, undisturbed: str) -> None:
+    run = tmp_path / "run"
+    outcome = execute(job(), str(run), options())
+    assert outcome.exit_code == 0
+    assert outcome.totals == {"score": {"ok": 40, "filtered": 0, "failed": 0}}
+    assert digest(run) == undisturbed
+    assert status(str(run)).complete
+    assert verify(str(run)).ok
+    # Trained anew, and otherwise: the rows of both stand side by side, and the reduction is of today's.
+    for part in ("checkpoints/0006", "checkpoints/0005", "checkpoints/0004", "result"):
+        for file in (run / "line" / part).iterdir():
+            file.unlink()
+    again = execute(job(epochs=7), str(run), options())
+    assert digest(run) != undisturbed
+    assert again.fingerprints["score"] != outcome.fingerprints["score"]
+    steps = [(step.step, step.current, step.stale) for step in status(str(run)).steps]
+    assert sorted(steps) == [
+        ("score", False, True),
+        ("score", True, False),
+        ("sum", False, False),
+        ("sum", True, False),
+    ]
+    assert status(str(run)).complete
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_training_worker_costs_no_more_than_an_epoch(
+    cluster: str, tmp_path: Path, undisturbed: str, workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, markers = tmp_path / "run", tmp_path / "markers"
+    markers.mkdir()
+    whole = job(train_only=True, fault="mid-epoch", markers=str(markers))
+    execute(whole, str(run), options(train_workers=workers))
+    assert (markers / "died").exists(), "nothing was killed: this test shows nothing"
+    assert "training goes on from checkpoint 2" in capfd.readouterr().err
+    epochs = [event["epoch"] for event in events(run, "epoch")]
+    assert epochs == [1, 2, 3, 4, 5, 6], "the epochs before it were not made again"
+    if workers == 1:
+        assert digest(run) == undisturbed
+    else:
+        calm = tmp_path / "calm"
+        execute(job(train_only=True), str(calm), options(train_workers=workers))
+        assert digest(run) == digest(calm)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_driver_killed_in_mid_epoch_is_resumed_to_the_same_end(
+    cluster: str, tmp_path: Path, undisturbed: str, workers: int
+) -> None:
+    run = tmp_path / "run"
+    driver = start(run, cluster, {"pause_s": 0.15, "train_only": True}, train_workers=workers)
+    wait_for_checkpoint(run, driver)
+    time.sleep(0.3)  # two of the five steps of the next epoch
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not status(str(run)).complete, "the driver was not killed on the way: this test shows nothing"
+    execute(job(train_only=True), str(run), options(train_workers=0))
+    assert events(run, "train")[-1]["checkpoint"] >= 1, "it began again"
+    assert digest(run) == undisturbed
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_during_training_leaves_in_time_and_can_be_resumed(
+    cluster: str, tmp_path: Path, undisturbed: str, workers: int
+) -> None:
+    run = tmp_path / "run"
+    # Epochs of a minute after the first: it cannot wait for the next checkpoint.
+    driver = start(run, cluster, {"pause_s": 0.2, "slow_from": 6, "train_only": True}, train_workers=workers)
+    wait_for_checkpoint(run, driver)
+    asked = time.monotonic()
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert time.monotonic() - asked < 20
+    assert driver.returncode == 1
+    assert "stopped on request" in err
+    assert "run the same command again to resume" in err
+    assert "Traceback" not in err
+    assert not (run / "lock.json").exists()
+    assert status(str(run)).trainings[0].checkpoints == (1,)
+    execute(job(train_only=True), str(run), options(train_workers=0))
+    assert digest(run) == undisturbed
+
+
+def test_a_second_driver_is_refused_while_one_trains(cluster: str, tmp_path: Path, undisturbed: str) -> None:
+    run = tmp_path / "run"
+    first = start(run, cluster, {"pause_s": 0.1, "train_only": True}, train_workers=0)
+    wait_for_checkpoint(run, first)
+    with pytest.raises(RaylensError, match=f"another driver is working on this run: process {first.pid}"):
+        execute(job(train_only=True), str(run), options(train_workers=0))
+    assert first.wait(timeout=60) == 0
+    assert digest(run) == undisturbed
+
+
+def test_what_the_training_itself_raises_is_told_once_and_not_tried_again(cluster: str, tmp_path: Path) -> None:
+    whole = job(train_only=True, fault="raises")
+    with pytest.raises(RaylensError, match=r"step 'line': the line is not straight: set lr lower"):
+        execute(whole, str(tmp_path), options(train_workers=1))
+    assert len(events(tmp_path, "train")) == 1
+
+
+def test_workers_that_cannot_be_placed_are_told_of_instead_of_waited_for_in_silence(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    monkeypatch.setattr("pipeline.waiting._FIRST_S", 0.5)
+
+    @ray.remote(num_cpus=2)
+    class Greedy:
+        def ready(self) -> bool:
+            return True
+
+    hog = Greedy.remote()
+    ray.get(hog.ready.remote())
+    trained = threading.Thread(
+        target=execute, args=(job(train_only=True), str(tmp_path), options(train_workers=1)), daemon=True
+    )
+    trained.start()
+    said, end = "", time.monotonic() + 60
+    while "waiting for" not in said:
+        assert time.monotonic() < end, "it waits in silence"
+        said += capfd.readouterr().err
+        time.sleep(0.1)
+    assert "waiting for 1 training worker of 1 CPU; the cluster has 1 node with 2 CPU (0 free)" in said
+    ray.kill(hog)
+    trained.join(timeout=90)
+    assert not trained.is_alive()
+    assert status(str(tmp_path)).complete
