@@ -23,7 +23,11 @@ Wants = Literal["pixels", "bytes", "records"]
 
 @runtime_checkable
 class Stage(Protocol):
-    """A measuring method: rows of a key table in, one result row each out."""
+    """A measuring method: rows of a key table in, one result row each out.
+
+    It may also have ``begin()``, called before each shard, and ``notes``, a list of what went otherwise than planned
+    since then: the shard's receipt keeps it.
+    """
 
     version: int
     wants: Wants

@@ -150,6 +150,7 @@ class Worker:
         notes: list[str] = []
         shape = self.work.plans[task.split].micro_batch
         waited = computed = 0.0
+        getattr(self.stage, "begin", lambda: None)()
         with contextlib.closing(feeder):
             prepared_slices = iter(feeder)
             for piece in todo:
@@ -178,7 +179,7 @@ class Worker:
             seconds=round(clock - started, 3),
             attempt=task.attempt,
             device=str(self.device),
-            notes=notes,
+            notes=[*notes, *getattr(self.stage, "notes", ())],
         )
         return Done(receipt, won, waited, computed, time.perf_counter() - clock)
 

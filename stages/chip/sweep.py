@@ -84,7 +84,9 @@ class ChipSweep:
     def __init__(self, config: SweepConfig) -> None:
         self.config = config
         self.cut: Cut | None = None
+        self._fitting_copies: dict[str, int] = {}
         self._copies: dict[str, int] = {}
+        self.notes: list[str] = []  # what went otherwise than planned since ``begin``; the shard's receipt keeps it
 
     @property
     def draft(self) -> tuple[int, int] | None:
@@ -121,9 +123,15 @@ class ChipSweep:
         if self._last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.cut = cut(network, self.config.layers, torch.zeros(1, 3, *self.config.preprocess.size, device=device))
-        self._copies = {layer: self._fitting(layer) for layer in self.config.layers}
+        self._fitting_copies = {layer: self._fitting(layer) for layer in self.config.layers}
+        self.begin()
         for layer in self.config.layers:
             log.info("%s; %d gated copies at once", self.cut.path(layer), self._copies[layer])
+
+    def begin(self) -> None:
+        """Before each shard: what one had no room for is tried again in the next, so no shard depends on another."""
+        self._copies = dict(self._fitting_copies)
+        self.notes = []
 
     def micro_batch(self, device: torch.device) -> int:
         if self.config.batch:
@@ -202,7 +210,8 @@ class ChipSweep:
                 if copies == 1:
                     raise
                 self._copies[layer] = min(copies, wide * deep) // 2 or 1
-                log.warning("out of memory at %s: %d gated copies at once from here on", layer, self._copies[layer])
+                self.notes.append(f"out of memory at {layer}: {self._copies[layer]} gated copies at once, not {copies}")
+                log.warning(self.notes[-1])
                 torch.cuda.empty_cache()
                 continue
             values = _softmax(logits) if self.config.output == "softmax" else _wide(logits)

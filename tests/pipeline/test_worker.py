@@ -76,6 +76,27 @@ def test_after_a_failure_each_slice_is_decoded_inside_its_own_mark(worker):
     assert said == [["decode 0", "decode 1"], ["decode 2", "decode 3"], ["decode 4", "decode 5"]]
 
 
+def test_what_a_stage_notes_of_a_shard_is_in_that_shards_receipt(worker):
+    class Noting(Stage):
+        notes = ()
+
+        def begin(self):
+            self.notes = []
+
+        def __call__(self, batch):
+            if "2" in batch["key"]:
+                self.notes.append("out of memory: took half")
+            return super().__call__(batch)
+
+    worker.stage = Noting()
+    worker.stage.setup(worker.device, {})
+    assert worker.run(Task("all", 0)).receipt.notes == ("out of memory: took half",)
+    worker.shards("all").withdraw(0)
+    worker.work.plans["all"] = dataclasses.replace(worker.work.plans["all"], shard_rows=2)
+    notes = [worker.run(Task("all", shard)).receipt.notes for shard in range(3)]
+    assert notes == [(), ("out of memory: took half",), ()]
+
+
 def test_a_second_attempt_makes_the_same_rows(worker):
     first = worker.run(Task("all", 0)).receipt
     worker.shards("all").withdraw(0)

@@ -243,7 +243,14 @@ def test_out_of_memory_halves_the_copies_and_goes_on(caplog: pytest.LogCaptureFi
     assert "gated copies at once" in caplog.text
     before = len(sizes)
     stage(batch(images()))
-    assert max(sizes[before:]) <= 5, "and it stays halved"
+    assert max(sizes[before:]) <= 5, "and it stays halved to the end of the shard"
+    assert stage.notes == [text for text in caplog.messages if "out of memory" in text] != []
+    assert stage.notes[0].startswith("out of memory at ")
+    before = len(sizes)
+    stage.begin()
+    assert stage.notes == []
+    stage(batch(images()))
+    assert max(sizes[before:]) > 5, "the next shard has its full room again"
 
     def none(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("no room at all")
