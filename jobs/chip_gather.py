@@ -143,6 +143,7 @@ class _Held:
             lambda_rel=fields.get("config.lambda_rel"),
             sigma2=fields.get("config.statistics.sigma2"),
             stale=stale(unit, self.units, self.receipts),
+            chose=bool(fields.get("config.choose")) and fields.get("config.statistics.holdout", 0) > 0,
         )
 
     def _metrics_on(self, solve: Unit) -> pa.Table | None:

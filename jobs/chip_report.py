@@ -108,7 +108,8 @@ def _cards(data: ChipReportData) -> list[Card]:
     held = [r["r2_heldout_centred"] for r in fits if r.get("r2_heldout_centred") is not None]
     held = [v for v in held if math.isfinite(v)]
     if held:
-        cards.append(Card("Held-out R², centred", f"{np.median(held):.2f}".replace("-", "−"), "median over classes"))
+        note = "median over classes" + ("; it chose λ, so it is too good" if data.solves[0].chose else "")
+        cards.append(Card("Held-out R², centred", f"{np.median(held):.2f}".replace("-", "−"), note))
     if fits:
         poor = sum(bool(r.get("underdetermined")) for r in fits)
         note = (

@@ -63,6 +63,7 @@ class Solve:
     lambda_rel: float | None = None
     sigma2: float | None = None
     stale: bool = False
+    chose: bool = False  # held-out images chose lambda, so their R² is no independent check
 
 
 @dataclass(frozen=True)

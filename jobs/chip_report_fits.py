@@ -68,6 +68,11 @@ def _quality(data: ChipReportData) -> Section:
         "How well the weights predict the output of perturbed networks. Centred R² is the honest one: it compares with "
         "predicting the mean, where the uncentred compares with predicting zero."
     )
+    if solve.chose:
+        lead += (
+            " λ was chosen for each class by its R² on the held-out images: what is called held-out is the best of "
+            "many values, no independent check."
+        )
     return Section("Fit quality", blocks, lead)
 
 
@@ -184,9 +189,11 @@ def _solves(data: ChipReportData) -> Section:
                 solve.sigma2,
                 len(fits),
                 _mean(fits, "nonzeros"),
-                # What stands on a changed input is shown, but wins nothing.
-                Cell(_mean(fits, "r2_heldout"), ranked=not solve.stale),
-                Cell(_mean(fits, "r2_heldout_centred"), ranked=not solve.stale),
+                # What stands on a changed input, or was chosen by this very value, is shown, but wins nothing.
+                *(
+                    Cell(_mean(fits, name), note="chose λ" * solve.chose, ranked=not (solve.stale or solve.chose))
+                    for name in ("r2_heldout", "r2_heldout_centred")
+                ),
                 *(_error(metrics.get(m), ranked=not solve.stale) for m in ("chip", "refined_chip")),
             ]
         )

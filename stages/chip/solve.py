@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +35,7 @@ class SolveConfig:
 
     ``path`` lambdas (0 = only one) fall geometrically from lambda_rel = 1 to ``lambda_rel``; with ``choose`` the one
     with the best held-out R^2 is taken instead of the last. ``rho_rel`` (of trace/K), ``over_relaxation`` and
-    ``polish`` steer ADMM. ``tolerance`` bounds KKT violation / lambda. ``label`` names the solve for people.
+    ``polish`` steer ADMM. ``tolerance`` bounds KKT violation / lambda.
     """
 
     statistics: StatisticsConfig
@@ -48,7 +48,6 @@ class SolveConfig:
     tolerance: float = 1e-9
     polish: bool = True
     classes: tuple[int, ...] | None = None
-    label: str = field(default="", metadata={"fingerprint": False})
 
     def __post_init__(self) -> None:
         if self.solver not in ("admm", "newton"):
@@ -57,6 +56,11 @@ class SolveConfig:
             raise ValueError(f"lambda_rel = {self.lambda_rel}: it is a share of max|b|, 0 or more (0.01 is usual)")
         if not 1 <= self.over_relaxation < 2 or not self.rho_rel > 0 or not self.tolerance > 0:
             raise ValueError("over_relaxation lies in [1, 2), rho_rel and tolerance are positive")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether held-out images choose lambda: their R^2 is then the best of many, no independent check."""
+        return self.choose and len(self.lambdas_rel()) > 1 and self.statistics.holdout > 0
 
     def lambdas_rel(self) -> list[float]:
         """The falling lambdas to solve for, relative to max|b|; the last is ``lambda_rel``."""
@@ -83,6 +87,7 @@ class ChipSolve:
     def schema(self) -> pa.Schema:
         f64, i64 = pa.float64(), pa.int64()
         step = [("lambda_rel", f64), ("nonzeros", i64), ("r2_heldout", f64), ("r2_heldout_centred", f64)]
+        held = "held-out images" + ("; they chose lambda, so it is too good" if self.config.chooses else "")
         return pa.schema(
             [
                 column("layer", pa.string(), "layer as asked in the config"),
@@ -99,8 +104,8 @@ class ChipSolve:
                 column("polished", pa.bool_(), "w is the exact solution on the support that ADMM found"),
                 column("r2_fit", f64, "1 - weighted squared error / sum h f g^2, fit images; null where undefined"),
                 column("r2_fit_centred", f64, "the same against the weighted mean of g"),
-                column("r2_heldout", f64, "r2_fit on the held-out images"),
-                column("r2_heldout_centred", f64, "r2_fit_centred on the held-out images"),
+                column("r2_heldout", f64, f"r2_fit on the {held}"),
+                column("r2_heldout_centred", f64, f"r2_fit_centred on the {held}"),
                 column("images", i64, "fit images that list the class", unit="images"),
                 column("effective_images", f64, "(sum f)^2 / sum f^2 over the fit images", unit="images"),
                 column("samples", i64, "perturbed networks of the fit images", unit="samples"),
@@ -221,7 +226,12 @@ class ChipSolve:
                     **{f"median_{name}": _median(rows, name) for name in ("nonzeros", "images", "r2_fit")},
                     **{f"median_{name}": _median(rows, name) for name in ("r2_heldout", "r2_heldout_centred")},
                 }
-        return {"solver": self.config.solver, "lambda_rel": self.config.lambda_rel, "layers": found}
+        return {
+            "solver": self.config.solver,
+            "lambda_rel": self.config.lambda_rel,
+            "r2_heldout_chose_lambda": self.config.chooses,  # then the held-out R^2 is no independent check
+            "layers": found,
+        }
 
 
 @dataclass(frozen=True)

@@ -323,6 +323,16 @@ def test_solves_stand_side_by_side_with_their_settings(data: ChipReportData) -> 
     assert "Solves side by side" not in [s.title for s in chip_report_fits.sections(alone)]
 
 
+def test_a_held_out_value_that_chose_lambda_is_no_check_and_wins_nothing(data: ChipReportData) -> None:
+    chose = dataclasses.replace(data, solves=[dataclasses.replace(data.solves[0], chose=True), *data.solves[1:]])
+    (quality, solves) = chip_report_fits.sections(chose)
+    assert "no independent check" in quality.lead
+    rows = by_name(table([solves], "Settings and what they give"))
+    assert [rows["default"][i].note for i in (6, 7)] == ["chose λ", "chose λ"]
+    assert [rows["sparse"][i].note for i in (6, 7)] == ["", ""]
+    assert "no independent check" not in chip_report_fits.sections(data)[0].lead
+
+
 def test_rows_that_vanished_are_shouted_about(data: ChipReportData, page: Page) -> None:
     short = dataclasses.replace(bare(data), totals=[StepTotals("sweep", "fit", 100, 90, 3, 2)])
     assert chip_page(short).warnings[0].title == "sweep (fit) accounts for 95 of 100 planned rows"

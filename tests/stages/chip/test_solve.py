@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,6 +145,17 @@ def test_held_out_r2_chooses_on_request() -> None:
     assert row["r2_heldout"] is None
 
 
+@pytest.mark.parametrize("choose", [True, False])
+def test_a_held_out_r2_that_chose_lambda_is_called_so(choose: bool) -> None:
+    reduction = ChipSolve(SolveConfig(STATISTICS, path=5, choose=choose))
+    (part,) = statistics(sweep(20, lambda z: softmax(logits(z))))
+    found = reduction.summary(reduction.finish(reduction.blocks()[0], [part]))
+    assert found["r2_heldout_chose_lambda"] is choose
+    for name in ("r2_heldout", "r2_heldout_centred"):
+        meaning = reduction.schema.field(name).metadata[b"meaning"].decode()
+        assert ("they chose lambda, so it is too good" in meaning) is choose
+
+
 def test_a_path_may_end_at_zero() -> None:
     (row, *_) = solve(statistics(sweep(40, logits)), SolveConfig(STATISTICS, path=6, lambda_rel=0.0))
     assert row["path"][-1]["lambda_rel"] == 0
@@ -202,11 +213,6 @@ def test_the_summary_is_plain_numbers() -> None:
     assert layer["classes"] == CLASSES
     assert layer["max_kkt"] <= 1e-8
     assert 0 < layer["median_r2_fit"] < 1
-
-
-def test_a_label_is_no_setting() -> None:
-    (label,) = [f for f in fields(SolveConfig) if f.name == "label"]
-    assert label.metadata["fingerprint"] is False
 
 
 @pytest.mark.parametrize(
