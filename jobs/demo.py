@@ -72,7 +72,7 @@ def chip_config(root: Path, *, full: bool = False) -> chip.ChipConfig:
         "data": {"fit": split("train") | ({"limit": fit} if fit else {}), "tune": split("tune"), "eval": split("val")},
         "sweep": {"classes": "all"},
         "localize": {
-            "methods": ["chip", "refined_chip", "chip:first_conv", "grad_cam", "gradient"],
+            "methods": list(METHODS),
             "inclusive": False,
         },
     }
