@@ -78,7 +78,7 @@ def real_scores(images: int, classes: np.ndarray, folder: Path) -> tuple[np.ndar
 def drawn_scores(count: int) -> tuple[np.ndarray, ...]:
     """The same make without a network, 300 images: channels that fire together, of unlike strength, a quarter of them
     silent in an image; a softmax over 200 classes, so that few images speak for each; f tempered. The constants were
-    tuned until sparsity and conditioning were like the real problems': figures of these say less than figures of those."""
+    tuned until sparsity and conditioning were like those of real problems, so figures of these say less."""
     rng = np.random.default_rng(0)
     images, classes = 300, max(200, count)
     strength = rng.lognormal(0, 1, K)
