@@ -2,7 +2,8 @@
 
 Locally a file appears by rename or link of a finished, fsynced temporary file; on an object store by one PUT. So a
 reader never meets half a file, and of two writers racing for one name exactly one wins (on stores without
-conditional PUT the last wins, which stays consistent because receipts name their files by content).
+conditional PUT, and on file systems without hard links, the last of two that write at the same moment wins, which
+stays consistent because receipts name their files by content).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _FATAL = {
     errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another folder"),
     errno.ENAMETOOLONG: ("the path is too long", "choose a shorter folder name"),
 }
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 class StorageError(RaylensError):
@@ -195,11 +197,7 @@ class Folder:
         with _told(self.path(name)):
             if self.local:
                 with _finished(f"{self.root}/{name}", data) as temporary:
-                    try:
-                        os.link(temporary, f"{self.root}/{name}")
-                    except FileExistsError:
-                        return False
-                return True
+                    return _placed(temporary, f"{self.root}/{name}")
             try:
                 self.fs.pipe_file(f"{self.root}/{name}", data, mode="create")
             except FileExistsError:
@@ -212,6 +210,23 @@ class Folder:
         """Remove the file; one that is gone already is fine."""
         with contextlib.suppress(FileNotFoundError), _told(self.path(name)):
             self.fs.rm_file(f"{self.root}/{name}")
+
+
+def _placed(temporary: str, path: str) -> bool:
+    """Give a finished file its name, unless something has it; says whether it did."""
+    try:
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    # FAT, some network and FUSE file systems: this folder takes files, for the temporary one is in it, but no links.
+    if os.path.lexists(path):
+        return False
+    os.replace(temporary, path)
+    return True
 
 
 @contextlib.contextmanager
@@ -236,6 +251,9 @@ def _spooled(path: str) -> Iterator[tuple[IO[bytes], str]]:
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not sync folders
+                raise
         finally:
             os.close(folder)
     finally:

@@ -142,6 +142,46 @@ def test_file_in_the_way_of_a_folder_is_told(tmp_path: Path, place: str) -> None
         folder.list()
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_serves_too(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+
+    def no_link(source: str, target: str) -> None:
+        assert Path(source).read_bytes() in (b"first", b"second"), "only a finished file gets the name"
+        raise OSError(number, os.strerror(number), source, None, target)
+
+    monkeypatch.setattr(os, "link", no_link)
+    assert folder.create("receipt.json", b"first") is True
+    assert folder.create("receipt.json", b"second") is False
+    assert folder.read("receipt.json") == b"first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["receipt.json"]
+
+
+def test_a_full_disk_is_no_lack_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(StorageError, match="no space is left"):
+        Folder(str(tmp_path)).create("receipt.json", b"first")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    Folder(str(tmp_path)).write("x", b"1")
+    assert (tmp_path / "x").read_bytes() == b"1"
+
+
 def test_name_too_long_is_told(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="too long"):
         Folder(str(tmp_path)).write("x" * 300, b"")
