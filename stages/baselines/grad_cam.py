@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from stages.baselines.placement import AtLayer
 from stages.baselines.query import Query
-from stages.baselines.registry import Setting
 
 
 def grad_cam(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -17,22 +17,10 @@ def grad_cam(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return torch.einsum("brk,bkhw->brhw", alpha, activation).clamp(min=0)
 
 
-class GradCam:
+class GradCam(AtLayer):
     """Grad-CAM of one layer, by default the last. The score is the query's: the logit unless softmax was asked for."""
 
-    passes = (0.0, 0.05)  # from the last layer on; a rough share
-
-    def __init__(self, layer: str) -> None:
-        self.layer = layer
-        self.layers = (layer,)
-
-    @classmethod
-    def layers_for(cls, layer: str | None, setting: Setting) -> tuple[str, ...]:
-        return (setting.layer(layer),)
-
-    @classmethod
-    def build(cls, layer: str | None, setting: Setting) -> GradCam:
-        return cls(setting.layer(layer))
+    name = "grad_cam"
 
     def maps(self, query: Query) -> torch.Tensor:
         return grad_cam(query.activation(self.layer), query.layer_gradient(self.layer))

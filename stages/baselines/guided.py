@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from stages.baselines.placement import AtImage
 from stages.baselines.query import Query
-from stages.baselines.registry import Setting
 
 _RELUS = {
     F.relu,
@@ -46,24 +46,10 @@ def guided_gradient(query: Query) -> torch.Tensor:
     return query.once("guided_gradient", lambda: query.input_gradient_within(GuidedReLU()))
 
 
-class GuidedBackprop:
+class GuidedBackprop(AtImage):
     """max over colour channels of the guided gradient's positive part, at the input's resolution."""
 
-    passes = (1.0, 1.0)
-
-    def __init__(self) -> None:
-        self.layers: tuple[str, ...] = ()
-
-    @classmethod
-    def layers_for(cls, layer: str | None, setting: Setting) -> tuple[str, ...]:
-        if layer is not None:
-            raise ValueError(f"guided_backprop:{layer}: the gradient is taken at the image, so it takes no layer")
-        return ()
-
-    @classmethod
-    def build(cls, layer: str | None, setting: Setting) -> GuidedBackprop:
-        cls.layers_for(layer, setting)
-        return cls()
+    name = "guided_backprop"
 
     def maps(self, query: Query) -> torch.Tensor:
         return guided_gradient(query).clamp(min=0).amax(dim=2)

@@ -91,16 +91,31 @@ class Query:
 
     def input_gradient_within(self, rule: AbstractContextManager[object]) -> torch.Tensor:
         """The same while ``rule`` is in force: for methods that change how calls are differentiated. Not kept."""
-        leaf = self.x.detach().clone().requires_grad_(True)
+        return self._input_gradient(self.x, rule)
+
+    def input_gradient_at(self, x: torch.Tensor) -> torch.Tensor:
+        """The same gradient of the same targets at other inputs, of the shape of the images'. Not kept."""
+        return self._input_gradient(x, nullcontext())
+
+    def _input_gradient(self, x: torch.Tensor, rule: AbstractContextManager[object]) -> torch.Tensor:
+        leaf = x.detach().clone().requires_grad_(True)
         with torch.enable_grad(), rule:
-            logits = self.cut.logits(self.cut.prefix(leaf))
-            return self._gradients(logits, leaf)
+            return self._gradients(self.forward(leaf), leaf)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's logits [n, C] for any normalised inputs [n, 3, h, w], in the caller's grad mode."""
+        return self.cut.logits(self.cut.prefix(x))
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What attributions are of: the logits themselves or their softmax, as ``output`` says."""
+        return logits if self.output == "logits" else logits.softmax(dim=1)
 
     def _gradients(self, logits: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
         # One forward and R backwards: R copies of the activations would be R times the memory for the same arithmetic.
         with torch.enable_grad():
-            scores = logits if self.output == "logits" else logits.softmax(dim=1)
-            asked = scores.gather(1, self.targets).sum(dim=0)  # rows are independent: one backward serves the batch
+            asked = (
+                self.scores(logits).gather(1, self.targets).sum(dim=0)
+            )  # rows are independent: one backward serves the batch
             count = self.targets.shape[1]
             parts = [torch.autograd.grad(asked[r], leaf, retain_graph=r + 1 < count)[0] for r in range(count)]
         return torch.stack(parts, dim=1)

@@ -4,6 +4,10 @@ A method is built once (``build``) and then answers queries: ``maps(query) -> [B
 image and asked class, at whatever resolution it has. A map that is NaN everywhere means "no answer for this class"
 (CHIP without a fit) and counts as wrong, apart. ``name:layer`` asks for another layer than the default, the last one
 listed.
+
+Real-time saliency (Dabkowski and Gal 2017) is not among them: its maps come from a masking network trained for each
+classifier, and one trained in passing would not be theirs. Boxes that look at nothing are in
+`stages.baselines.rectangles`.
 """
 
 from __future__ import annotations
@@ -17,15 +21,20 @@ from typing import Any, Protocol
 import torch
 
 from stages.baselines.query import Query
+from stages.network import Cut
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What methods are built from: the layers by role (first to last), options, and tables such as CHIP's "solve"."""
+    """What methods are built from: the layers by role (first to last), and tables such as CHIP's "solve".
+
+    ``options`` are keyword arguments of methods by the method's name: ``{"lime": {"samples": 500}}``.
+    """
 
     layers: tuple[str, ...] = ("first_conv", "last_conv")
     signed: bool = False
     tables: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def layer(self, asked: str | None) -> str:
         if asked is None and not self.layers:
@@ -53,6 +62,16 @@ METHODS: dict[str, str] = {
     "grad_cam": "stages.baselines.grad_cam:GradCam",
     "gradient": "stages.baselines.gradient:Gradient",
     "guided_backprop": "stages.baselines.guided:GuidedBackprop",
+    "smooth_grad": "stages.baselines.paths:SmoothGrad",
+    "integrated_gradients": "stages.baselines.paths:IntegratedGradients",
+    "guided_grad_cam": "stages.baselines.guided_grad_cam:GuidedGradCam",
+    "cam": "stages.baselines.cam:Cam",
+    "lrp": "stages.baselines.lrp:Lrp",
+    "excitation_backprop": "stages.baselines.excitation:ExcitationBackprop",
+    "c_mwp": "stages.baselines.excitation:ContrastiveMwp",
+    "occlusion": "stages.baselines.occlusion:Occlusion",
+    "lime": "stages.baselines.lime:Lime",
+    "optimised_mask": "stages.baselines.optimised_mask:OptimisedMask",
 }
 
 
@@ -60,6 +79,17 @@ def build(name: str, setting: Setting) -> Method:
     """The method called ``name`` or ``name:layer``. LookupError for an unknown name, with near matches."""
     method: Method = _class_of(name).build(name.partition(":")[2] or None, setting)  # type: ignore[attr-defined]
     return method
+
+
+def check(methods: Mapping[str, Method], cut: Cut) -> None:
+    """ValueError for a method that this network cannot answer (CAM without global average pooling, say)."""
+    for name, method in methods.items():
+        inspect = getattr(method, "check", None)
+        if inspect is not None:
+            try:
+                inspect(cut)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
 
 def layers_of(names: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from stages.baselines.cam import Cam
 from stages.baselines.grad_cam import GradCam, grad_cam
+from stages.baselines.guided_grad_cam import GuidedGradCam
 from stages.baselines.query import Query
 from stages.baselines.registry import METHODS, Setting, build, layers_of
 from stages.network import cut
@@ -162,3 +164,60 @@ def test_the_registry_names_classes_that_exist_and_their_layers() -> None:
         layers_of(["refined_chip"], ["last_conv"])
     with pytest.raises(ValueError, match="takes no layer"):
         layers_of(["gradient:relu1"], setting)
+
+
+def gap_network() -> nn.Module:
+    torch.manual_seed(0)
+    return (
+        nn.Sequential(
+            nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 4)
+        )
+        .double()
+        .eval()
+    )
+
+
+def test_cam_is_the_final_layers_weights_and_grad_cams_positive_part_is_its_own() -> None:
+    net, x = gap_network(), images()
+    asked = Query(cut(net, ["1"], x), x, TARGETS.clamp(max=3))
+    maps = Cam("1").maps(asked)
+    for i in range(4):
+        for r in range(2):
+            weight = net[5].weight[int(asked.targets[i, r])]
+            assert torch.allclose(maps[i, r], sum(weight[k] * net[:2](x)[i, k] for k in range(7)), atol=1e-14)
+    assert torch.allclose(GradCam("1").maps(asked), maps.clamp(min=0) / 36, atol=1e-14)
+
+
+def test_cam_refuses_networks_it_is_not_defined_for_and_names_what_is_in_the_way() -> None:
+    x = images()
+    for layer, reason in [("relu1", "read by 2 calls"), ("relu2", "adaptivemaxpool2d")]:
+        with pytest.raises(ValueError, match=reason):
+            Cam(layer).check(cut(network(), [layer], x))
+    deep = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+    )
+    with pytest.raises(ValueError, match="there is relu"):
+        Cam("1").check(cut(deep.double().eval(), ["1"], x))
+    Cam("1").check(cut(gap_network(), ["1"], x))
+
+
+def test_guided_grad_cam_is_captums_where_relus_are_modules() -> None:
+    import warnings
+
+    from captum.attr import GuidedGradCam as Captum
+
+    net, x = gap_network(), images()
+    asked = Query(cut(net, ["1"], x), x, TARGETS.clamp(max=3))
+    colours = GuidedGradCam("1").colours(asked)
+    for r in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = Captum(net, net[1]).attribute(x, target=asked.targets[:, r], interpolate_mode="bilinear")
+        assert torch.allclose(colours[:, r], expected, atol=1e-13)
+    assert torch.equal(GuidedGradCam("1").maps(asked), colours.clamp(min=0).amax(dim=2))

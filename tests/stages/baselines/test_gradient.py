@@ -160,3 +160,15 @@ def test_queries_work_where_gradients_are_switched_off() -> None:
     with torch.no_grad():
         maps = Gradient().maps(query(network()))
     assert torch.equal(maps, Gradient().maps(query(network())))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_captum_gives_the_plain_gradient_for_functional_relus_and_this_does_not() -> None:
+    from captum.attr import GuidedBackprop as Captum
+
+    net = network("function")
+    theirs = Captum(net).attribute(X, target=TARGETS[:, 0])
+    asked = query(net)
+    assert torch.allclose(theirs, asked.input_gradient()[:, 0], atol=1e-13)
+    assert torch.allclose(guided_gradient(asked), guided_gradient(query(network("module"))), atol=1e-13)
+    assert not torch.allclose(guided_gradient(asked)[:, 0], theirs, atol=1e-3)

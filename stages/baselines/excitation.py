@@ -1,0 +1,66 @@
+"""Excitation backpropagation, a winner's probability handed down, and its contrastive form (Zhang et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from stages.baselines.placement import AtLayer
+from stages.baselines.query import Query
+from stages.baselines.relevance import Affine, Relevance
+
+
+class Winners:
+    """P(i | j) = x_i w_ij+ / sum_i x_i w_ij+, x the activations, no biases (equations 4 and 5).
+
+    ``contrast``: at the last learned call the same with the weights negated is taken away (section 3.4).
+    """
+
+    def __init__(self, contrast: bool) -> None:
+        self.contrast = contrast
+
+    def affine(self, call: Affine, x: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
+        found = self._handed(call, call.weight, x, relevance)
+        if self.contrast and call.top:
+            found = found - self._handed(call, -call.weight, x, relevance)
+        return found
+
+    def _handed(self, call: Affine, weight: torch.Tensor, x: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
+        weight, x = weight.clamp(min=0), x.clamp(min=0)
+        total = call.run(x, weight, None)
+        return x * call.back(weight, x, _divide(relevance, total))
+
+    def shares(self, terms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        positive = [term.clamp(min=0) for term in terms]
+        total = torch.stack(torch.broadcast_tensors(*positive)).sum(dim=0)
+        return [_divide(term, total) for term in positive]
+
+
+class ExcitationBackprop(AtLayer):
+    """Marginal winning probability of each place of a layer, summed over channels; in all at most 1."""
+
+    name = "excitation_backprop"
+    passes = (1.0, 0.1)
+    contrast = False
+
+    def maps(self, query: Query) -> torch.Tensor:
+        run = Relevance(query.cut, query.x, to=self.layer)
+        rule = Winners(self.contrast)
+        found = []
+        for r in range(query.targets.shape[1]):
+            start = torch.zeros_like(run.logits).scatter(1, query.targets[:, r : r + 1], 1.0)
+            found.append(run.send(start, rule).sum(dim=1))
+        return torch.stack(found, dim=1)
+
+
+class ContrastiveMwp(ExcitationBackprop):
+    """The same minus that of "not this class"; signed. What speaks for every class alike cancels."""
+
+    name = "c_mwp"
+    contrast = True
+
+
+def _divide(part: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """part / total, and 0 where nothing positive comes in."""
+    return torch.where(total > 0, part / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
