@@ -2,7 +2,8 @@
 
 Everything random follows from (seed, epoch): the order of the rows, what augmentation draws for a row (with its key),
 and PyTorch's own generators, which are seeded anew at each epoch (dropout). The learning rate is a function of the
-step. So the state to keep is small: weights, optimiser, scaler, history and the position.
+step. So the state to keep is small: weights, optimiser, scaler, history and the position. A background thread makes
+the next two batches, so that the device does not wait for decoding; what is computed is the same without it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.training_ahead import ahead
+from stages.training_data import Batch, Data, RowError, Subset, TensorData, screen
 from stages.training_draws import epoch_order, number, row_seeds, uniform
 from stages.training_schedule import TrainingConfig, learning_rate
 from stages.training_state import Checkpoints, State
@@ -25,6 +29,8 @@ __all__ = [
     "Checkpoints",
     "Data",
     "Progress",
+    "RowError",
+    "Subset",
     "TensorData",
     "TrainingConfig",
     "best_epoch",
@@ -32,45 +38,11 @@ __all__ = [
     "fit",
     "learning_rate",
     "row_seeds",
+    "screen",
     "uniform",
 ]
 
-Batch = dict[str, Tensor]
 Epoch = dict[str, float]
-
-
-class Data(Protocol):
-    """Rows that can be asked for by number."""
-
-    def __len__(self) -> int: ...
-
-    def keys(self, rows: np.ndarray) -> Sequence[str]:
-        """A stable name per row: what augmentation draws for a row depends on it."""
-        ...
-
-    def batch(self, rows: np.ndarray) -> Batch:
-        """The rows as tensors with a leading batch axis, on the CPU."""
-        ...
-
-
-class TensorData:
-    """Rows held in memory: every tensor has the rows on its first axis."""
-
-    def __init__(self, keys: Sequence[str], **tensors: Tensor) -> None:
-        wrong = {name: len(tensor) for name, tensor in tensors.items() if len(tensor) != len(keys)}
-        if wrong:
-            raise ValueError(f"{len(keys)} keys, but {wrong} rows: give each tensor one row per key")
-        self._keys, self.tensors = list(keys), tensors
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def keys(self, rows: np.ndarray) -> list[str]:
-        return [self._keys[row] for row in rows.tolist()]
-
-    def batch(self, rows: np.ndarray) -> Batch:
-        at = torch.from_numpy(np.ascontiguousarray(rows))
-        return {name: tensor[at] for name, tensor in self.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -113,7 +85,8 @@ def fit(
         ``evaluate`` said.
 
     Raises:
-        ValueError: a checkpoint of another config or model, too few rows, an unknown monitor.
+        ValueError: a checkpoint of another config or model, too few rows, an unknown monitor; RowError (one, too)
+            where ``data`` meets a row that it cannot read: ``screen`` finds such rows, and ``Subset`` leaves them out.
         FloatingPointError: the loss is no longer finite.
     """
     _check(config, data, evaluate is not None, world)
@@ -137,15 +110,17 @@ def fit(
             model.train()
             total = torch.zeros((), device=device)
             order = epoch_order(len(data), config.seed, epoch)
-            for step in range(steps):
-                rate = learning_rate(epoch * steps + step, config.epochs * steps, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                rows = order[step * config.batch : (step + 1) * config.batch][rank::world]
-                batch = {k: v.to(device, non_blocking=True) for k, v in data.batch(rows).items()}
-                if augment is not None:
-                    batch = augment(batch, row_seeds(config.seed, epoch, data.keys(rows)))
-                total += _step(model, batch, loss, optimizer, scaler, config, device)
+            rows = [order[i * config.batch : (i + 1) * config.batch][rank::world] for i in range(steps)]
+            prepare = partial(_prepared, data, config.seed, epoch, augment is not None, device.type == "cuda")
+            with ahead(prepare, rows) as batches:
+                for step, (batch, seeds) in enumerate(batches):
+                    rate = learning_rate(epoch * steps + step, config.epochs * steps, config)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+                    if augment is not None:
+                        batch = augment(batch, seeds)
+                    total += _step(model, batch, loss, optimizer, scaler, config, device)
             metrics = {"epoch": epoch + 1, "loss": _mean_over_workers(total / steps, world), "lr": rate}
             if not math.isfinite(metrics["loss"]):
                 raise FloatingPointError(
@@ -165,6 +140,17 @@ def fit(
         state.restore_best(bare)
     bare.eval()
     return history
+
+
+def _prepared(
+    data: Data, seed: int, epoch: int, augmented: bool, pinned: bool, rows: np.ndarray
+) -> tuple[Batch, np.ndarray]:
+    """A batch, and what augmentation may draw from for its rows; in pinned memory for a GPU to copy from."""
+    batch = data.batch(rows)
+    if pinned:
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+    seeds = row_seeds(seed, epoch, data.keys(rows)) if augmented else np.zeros(0, np.uint64)
+    return batch, seeds
 
 
 def _step(

@@ -1,0 +1,99 @@
+"""The rows a training reads: by number, in memory or decoded on the way, without those that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+
+class RowError(ValueError):
+    """A row that cannot be read. ``key`` names it, ``reason`` says why."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"row {key!r} cannot be read: {reason}; mend it, or leave it out of the training's rows")
+        self.key, self.reason = key, reason
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, str]]:
+        return type(self), (self.key, self.reason)
+
+
+class Data(Protocol):
+    """Rows that can be asked for by number."""
+
+    def __len__(self) -> int: ...
+
+    def keys(self, rows: np.ndarray) -> Sequence[str]:
+        """A stable name per row: what augmentation draws for a row depends on it."""
+        ...
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The rows as tensors with a leading batch axis, on the CPU; RowError where one cannot be read.
+
+        Called from a background thread, one call at a time. It draws nothing at random.
+        """
+        ...
+
+
+class TensorData:
+    """Rows held in memory: every tensor has the rows on its first axis."""
+
+    def __init__(self, keys: Sequence[str], **tensors: Tensor) -> None:
+        wrong = {name: len(tensor) for name, tensor in tensors.items() if len(tensor) != len(keys)}
+        if wrong:
+            raise ValueError(f"{len(keys)} keys, but {wrong} rows: give each tensor one row per key")
+        self._keys, self.tensors = list(keys), tensors
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def keys(self, rows: np.ndarray) -> list[str]:
+        return [self._keys[row] for row in rows.tolist()]
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        at = torch.from_numpy(np.ascontiguousarray(rows))
+        return {name: tensor[at] for name, tensor in self.tensors.items()}
+
+
+class Subset:
+    """Some rows of other data, in the order given."""
+
+    def __init__(self, data: Data, rows: np.ndarray) -> None:
+        self.data, self.rows = data, np.asarray(rows, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keys(self, rows: np.ndarray) -> Sequence[str]:
+        return self.data.keys(self.rows[rows])
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        return self.data.batch(self.rows[rows])
+
+
+def screen(data: Data, batch: int = 64) -> tuple[np.ndarray, dict[str, str]]:
+    """Reads every row once: (numbers of the rows that can be read, {key: reason} of the others).
+
+    A training that is to go on without its unreadable rows must know them before it starts: the order of an epoch
+    depends on how many rows there are.
+    """
+    good: list[int] = []
+    bad: dict[str, str] = {}
+    for start in range(0, len(data), batch):
+        rows = np.arange(start, min(start + batch, len(data)))
+        try:
+            data.batch(rows)
+            good += rows.tolist()
+        except RowError:
+            for row in rows.tolist():
+                try:
+                    data.batch(np.array([row]))
+                    good.append(row)
+                except RowError as error:
+                    bad[error.key] = error.reason
+    return np.array(good, dtype=np.int64), bad
