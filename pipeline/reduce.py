@@ -1,7 +1,8 @@
 """Reductions: upstream rows in, an answer out, block by block, with partials merged in a fixed tree.
 
-A leaf of the tree is a fixed number of consecutive shards, and neighbours merge pairwise; so the sum depends on the
-plan only, never on the number of workers or on who finished first. Peak memory is blocks in flight times state.
+A leaf of the tree is a fixed number of consecutive shards added to one state, and neighbours merge pairwise; so the sum
+depends on the plan only, never on the number of workers or on who finished first. A task holds one state, or the two
+it merges: peak memory is tasks in flight times that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -24,8 +26,7 @@ from pipeline.signals import RunStopped
 from pipeline.steps import Reduction
 from pipeline.storage import Folder
 
-LEAF_SHARDS = 32
-BRANCH_LEAVES = 8  # a power of two: a branch is one task, and its own merges are those of the whole tree
+LEAF_SHARDS = 256  # a leaf is one task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,32 +93,19 @@ def finish_block(reducing: Reducing, block: int, state: Any) -> Receipt:
     return receipt
 
 
-def reduce_leaves(reducing: Reducing, block: int, lo: int, hi: int) -> Any:
-    """The merged state of leaves [lo, hi): neighbours merge as soon as they can, so few states are alive at once.
-
-    The tree is that of merging pairs level by level; equal sizes on the stack are subtrees of equal height.
-    """
-    stack: list[tuple[int, Any]] = []
-    for leaf in range(lo, hi):
-        size, state = 1, add_leaf(reducing, block, leaf)
-        while stack and stack[-1][0] == size:
-            size, state = 2 * size, reducing.reduction.merge(stack.pop()[1], state)
-        stack.append((size, state))
-    _, state = stack.pop()
-    while stack:
-        state = reducing.reduction.merge(stack.pop()[1], state)
-    return state
-
-
 def reduce_here(reducing: Reducing, todo: Sequence[int]) -> None:
     """The same in this process: for tests and notebooks."""
     for block in todo:
-        finish_block(reducing, block, reduce_leaves(reducing, block, 0, len(reducing.leaves(block))))
+        states = [add_leaf(reducing, block, leaf) for leaf in range(len(reducing.leaves(block)))]
+        finish_block(reducing, block, _merged(states, reducing.reduction.merge))
 
 
-def _branch_task(reducing: Reducing, block: int, branch: int) -> Any:
-    last = len(reducing.leaves(block))
-    return reduce_leaves(reducing, block, branch * BRANCH_LEAVES, min(last, (branch + 1) * BRANCH_LEAVES))
+def _merged(states: list[Any], merge: Callable[[Any, Any], Any]) -> Any:
+    """Neighbours merged pairwise, level by level."""
+    while len(states) > 1:
+        pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
+        states = [merge(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return states[0]
 
 
 def _merge_task(reducing: Reducing, left: Any, right: Any) -> Any:
@@ -129,8 +117,8 @@ def _finish_task(reducing: Reducing, block: int, state: Any) -> Receipt:
 
 
 def _whole_task(reducing: Reducing, block: int) -> Receipt:
-    # A block of one branch never leaves its process.
-    return finish_block(reducing, block, _branch_task(reducing, block, 0))
+    # A block of one leaf never leaves its process.
+    return finish_block(reducing, block, add_leaf(reducing, block, 0))
 
 
 def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event, progress: Progress) -> None:
@@ -142,7 +130,7 @@ def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event
         options["num_gpus"] = 1
         in_flight = max(1, int(resources["GPU"]))
     reference = ray.put(reducing)
-    run = {f: ray.remote(f).options(**options) for f in (_branch_task, _merge_task, _finish_task, _whole_task)}
+    run = {f: ray.remote(f).options(**options) for f in (add_leaf, _merge_task, _finish_task, _whole_task)}
     waiting = list(todo)
     flying: dict[Any, int] = {}
     while waiting or flying:
@@ -162,14 +150,11 @@ def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event
 
 
 def _submit(run: dict[Any, Any], reducing: Reducing, reference: Any, block: int) -> Any:
-    branches = -(-len(reducing.leaves(block)) // BRANCH_LEAVES)
-    if branches == 1:
+    leaves = len(reducing.leaves(block))
+    if leaves == 1:
         return run[_whole_task].remote(reference, block)
-    states = [run[_branch_task].remote(reference, block, branch) for branch in range(branches)]
-    while len(states) > 1:
-        pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
-        states = [run[_merge_task].remote(reference, *pair) if len(pair) == 2 else pair[0] for pair in pairs]
-    return run[_finish_task].remote(reference, block, states[0])
+    states = [run[add_leaf].remote(reference, block, leaf) for leaf in range(leaves)]
+    return run[_finish_task].remote(reference, block, _merged(states, partial(run[_merge_task].remote, reference)))
 
 
 def _result(reference: Any, name: str) -> None:

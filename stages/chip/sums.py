@@ -8,6 +8,7 @@ D = sum_n h(d_n) d_n d_n' (elementwise product), so D enters once, at the end.
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,16 +48,27 @@ class State:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A state travels between machines, and not every one of them has this one's GPU.
-        host = {name: getattr(self, name).cpu() for name in ("b", "sums", "images")}
-        return {"block": self.block, "panels": [panel.cpu() for panel in self.panels], **host}
+        # Between processes as numpy arrays, which need not be copied into the message nor out of it; and on the host,
+        # since not every machine has this one's GPU.
+        host = {name: getattr(self, name).cpu().numpy() for name in ("b", "sums", "images")}
+        return {"block": self.block, "panels": [panel.cpu().numpy() for panel in self.panels], **host}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that such an array is read-only: merging does not write to it
+            self.block = state["block"]
+            self.panels = [torch.from_numpy(panel) for panel in state["panels"]]
+            self.b, self.sums, self.images = (torch.from_numpy(state[name]) for name in ("b", "sums", "images"))
 
     def merge(self, other: State) -> State:
-        """``self`` plus ``other``, in place."""
-        pairs = [*zip(self.panels, other.panels, strict=True), (self.b, other.b), (self.sums, other.sums)]
-        for mine, theirs in [*pairs, (self.images, other.images)]:
-            mine += theirs.to(mine.device)
-        return self
+        """``self`` plus ``other``, neither of them changed."""
+
+        def plus(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+            return mine + theirs.to(mine.device)
+
+        panels = [plus(mine, theirs) for mine, theirs in zip(self.panels, other.panels, strict=True)]
+        b, sums, images = plus(self.b, other.b), plus(self.sums, other.sums), plus(self.images, other.images)
+        return State(self.block, panels, b, sums, images)
 
 
 def state_bytes(classes: int, channels: int) -> int:

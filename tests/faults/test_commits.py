@@ -134,12 +134,14 @@ def test_twenty_settings_of_a_reduction_stand_side_by_side(cluster, tmp_path):
         assert json.loads((run / "sum" / mark / "label.json").read_text())["label"] == f"x{factor:g}"
 
 
-def test_a_reduction_sums_in_a_fixed_tree(tmp_path, rows_of):
+def test_a_reduction_sums_in_a_fixed_tree(tmp_path, monkeypatch, rows_of):
     """float32 sums depend on their order; the engine's depends on the plan only, here against a sum by hand."""
     import numpy as np
 
-    from pipeline.reduce import LEAF_SHARDS, Part, Reducing, reduce_here
+    from pipeline import reduce
+    from pipeline.reduce import Part, Reducing, reduce_here
 
+    monkeypatch.setattr(reduce, "LEAF_SHARDS", 32)
     run = Run(str(tmp_path))
     job = toy_job(2000)
     step = job.steps[0]
@@ -158,9 +160,9 @@ def test_a_reduction_sums_in_a_fixed_tree(tmp_path, rows_of):
     reduce_here(Reducing("sum", Sum(SumConfig()), target.url, parts), [0, 1])
     got = Shards(target, 2).table(0).column("total")[0].as_py()
     leaves = []
-    for i in range(0, 125, LEAF_SHARDS):
+    for i in range(0, 125, 32):
         total = np.float32(0)
-        for part in parts[i : i + LEAF_SHARDS]:
+        for part in parts[i : i + 32]:
             for value in shards.open(part.receipt).column("number").to_pylist():
                 if value % 2 == 0:
                     total = np.float32(total + np.float32(value / 7))

@@ -1,50 +1,62 @@
-"""The reduction tree: its shape depends on the number of leaves alone, and few states are alive at once."""
+"""The reduction tree: its shape depends on the number of shards alone."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline import reduce
 
 
-class Trace:
-    """A reduction whose state is the tree of merges itself."""
-
-    alive = most = 0
-
-    def merge(self, left, right):
-        Trace.alive -= 1
-        return (left, right)
-
-
-class Stub:
-    reduction = Trace()
-
-
-def tree(leaves):
-    level = list(leaves)
+def in_pairs(level):
+    """The tree of neighbours merged level by level, as nested pairs."""
+    level = list(level)
     while len(level) > 1:
         level = [tuple(level[i : i + 2]) if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]
     return level[0]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 7, 8, 11, 41])
-def test_merging_as_leaves_come_is_merging_level_by_level(monkeypatch, count):
-    Trace.alive = Trace.most = 0
+class Trace:
+    """A reduction whose state is the list of parts it was given, or the pair it was merged from."""
 
-    def leaf(reducing, block, number):
-        Trace.alive += 1
-        Trace.most = max(Trace.most, Trace.alive)
-        return number
+    aligned = False
+    columns = ()
 
-    monkeypatch.setattr(reduce, "add_leaf", leaf)
-    assert reduce.reduce_leaves(Stub(), 0, 0, count) == tree(range(count))
-    assert Trace.most <= count.bit_length() + 1
+    def blocks(self):
+        return ["all"]
+
+    def start(self, block):
+        return []
+
+    def add(self, state, table):
+        return [*state, table]
+
+    def merge(self, left, right):
+        return (left, right)
 
 
-@pytest.mark.parametrize("count", [9, 16, 20, 41])
-def test_branches_merged_pairwise_are_the_same_tree(monkeypatch, count):
-    monkeypatch.setattr(reduce, "add_leaf", lambda reducing, block, number: number)
-    size = reduce.BRANCH_LEAVES
-    branches = [reduce.reduce_leaves(Stub(), 0, lo, min(count, lo + size)) for lo in range(0, count, size)]
-    assert tree(branches) == tree(range(count))
+@pytest.mark.parametrize("shards", [0, 1, 255, 256, 257, 512, 513, 1282, 2561])
+def test_parts_are_added_in_order_and_leaves_merge_level_by_level(monkeypatch, shards):
+    monkeypatch.setattr(reduce, "read_part", lambda part, columns, statuses: part)
+    ended = []
+    monkeypatch.setattr(reduce, "finish_block", lambda reducing, block, state: ended.append(state))
+    reducing = reduce.Reducing("trace", Trace(), "nowhere", tuple(range(shards)))
+    reduce.reduce_here(reducing, [0])
+    size = reduce.LEAF_SHARDS
+    leaves = [list(range(lo, min(lo + size, shards))) for lo in range(0, max(shards, 1), size)]
+    assert ended == [in_pairs(leaves)]
+
+
+def test_tasks_on_ray_are_merged_as_here(monkeypatch):
+    def remote(name):
+        return SimpleNamespace(remote=lambda *args: (name, *args[1:]))
+
+    run = {f: remote(f.__name__) for f in (reduce.add_leaf, reduce._merge_task, reduce._finish_task)}
+    reducing = reduce.Reducing("trace", Trace(), "nowhere", tuple(range(5 * reduce.LEAF_SHARDS)))
+    _, block, tree = reduce._submit(run, reducing, "reference", 0)
+
+    def plain(node):
+        return node[2] if node[0] == "add_leaf" else tuple(plain(child) for child in node[1:])
+
+    assert (block, plain(tree)) == (0, in_pairs(range(5)))
