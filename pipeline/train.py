@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import images
-from pipeline.checkpoints import CommittedCheckpoints, commit, read_committed
+from pipeline.checkpoints import RECEIPT, CommittedCheckpoints, commit, read_committed
 from pipeline.errors import RaylensError, UsageError
 from pipeline.run import KeyTable
 from pipeline.signals import Stop
@@ -192,7 +192,9 @@ def refuse_other(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
         ) from error
     now = json.loads(json.dumps(fingerprint))
     changed = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**then, **now} if then.get(k) != now.get(k)]
-    if changed and (folder.child("checkpoints").folders() or folder.child("result").list()):
+    if changed and (
+        CommittedCheckpoints(folder.child("checkpoints")).newest() or folder.child("result").exists(RECEIPT)
+    ):
         raise UsageError(
             "this training was begun with other settings: " + "; ".join(changed),
             where=folder.url,

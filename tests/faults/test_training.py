@@ -7,18 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import job
+from learning import Line, LineConfig, job
 
 from pipeline.engine import execute
 from pipeline.errors import RaylensError
 from pipeline.options import Options, Resources
+from pipeline.signals import RunStopped, Stop
 from pipeline.status import status
+from pipeline.storage import Folder
+from pipeline.train import Trained, read_trained, train
 from pipeline.verify import verify
 
 pytestmark = pytest.mark.faults
@@ -43,9 +45,10 @@ def wait_for_checkpoint(run: Path, driver: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def digest(run: Path) -> str:
-    (training,) = status(str(run)).trainings
-    return training.digest
+def learnt(run: Path) -> Trained:
+    found = read_trained(Folder(str(run / "line")))
+    assert found is not None
+    return found
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -54,19 +57,19 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of what six epochs in one process learn; no cluster is asked."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """What six epochs in one process learn; no cluster is asked."""
     run = tmp_path_factory.mktemp("undisturbed")
     execute(job(train_only=True), str(run), options(train_workers=0))
-    return digest(run)
+    return learnt(run)
 
 
-def test_a_job_trains_and_measures_with_what_it_learnt(cluster: str, tmp_path: Path, undisturbed: str) -> None:
+def test_a_job_trains_and_measures_with_what_it_learnt(cluster: str, tmp_path: Path, undisturbed: Trained) -> None:
     run = tmp_path / "run"
     outcome = execute(job(), str(run), options())
     assert outcome.exit_code == 0
     assert outcome.totals == {"score": {"ok": 40, "filtered": 0, "failed": 0}}
-    assert digest(run) == undisturbed
+    assert learnt(run) == undisturbed
     assert status(str(run)).complete
     assert verify(str(run)).ok
     # Trained anew, and otherwise: the rows of both stand side by side, and the reduction is of today's.
@@ -74,7 +77,7 @@ def test_a_job_trains_and_measures_with_what_it_learnt(cluster: str, tmp_path: P
         for file in (run / "line" / part).iterdir():
             file.unlink()
     again = execute(job(epochs=7), str(run), options())
-    assert digest(run) != undisturbed
+    assert learnt(run) != undisturbed
     assert again.fingerprints["score"] != outcome.fingerprints["score"]
     steps = [(step.step, step.current, step.stale) for step in status(str(run)).steps]
     assert sorted(steps) == [
@@ -86,29 +89,25 @@ def test_a_job_trains_and_measures_with_what_it_learnt(cluster: str, tmp_path: P
     assert status(str(run)).complete
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_training_worker_costs_no_more_than_an_epoch(
-    cluster: str, tmp_path: Path, undisturbed: str, workers: int, capfd: pytest.CaptureFixture[str]
+    cluster: str, tmp_path: Path, undisturbed: Trained, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, markers = tmp_path / "run", tmp_path / "markers"
     markers.mkdir()
     whole = job(train_only=True, fault="mid-epoch", markers=str(markers))
-    execute(whole, str(run), options(train_workers=workers))
+    execute(whole, str(run), options(train_workers=2))
     assert (markers / "died").exists(), "nothing was killed: this test shows nothing"
     assert "training goes on from checkpoint 2" in capfd.readouterr().err
     epochs = [event["epoch"] for event in events(run, "epoch")]
     assert epochs == [1, 2, 3, 4, 5, 6], "the epochs before it were not made again"
-    if workers == 1:
-        assert digest(run) == undisturbed
-    else:
-        calm = tmp_path / "calm"
-        execute(job(train_only=True), str(calm), options(train_workers=workers))
-        assert digest(run) == digest(calm)
+    found = [epoch["loss"] for epoch in learnt(run).facts["history"]]
+    # Two workers add their gradients up in another order than one does.
+    assert found == pytest.approx([epoch["loss"] for epoch in undisturbed.facts["history"]], rel=1e-6)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_driver_killed_in_mid_epoch_is_resumed_to_the_same_end(
-    cluster: str, tmp_path: Path, undisturbed: str, workers: int
+    cluster: str, tmp_path: Path, undisturbed: Trained, workers: int
 ) -> None:
     run = tmp_path / "run"
     driver = start(run, cluster, {"pause_s": 0.15, "train_only": True}, train_workers=workers)
@@ -119,12 +118,12 @@ def test_a_driver_killed_in_mid_epoch_is_resumed_to_the_same_end(
     assert not status(str(run)).complete, "the driver was not killed on the way: this test shows nothing"
     execute(job(train_only=True), str(run), options(train_workers=0))
     assert events(run, "train")[-1]["checkpoint"] >= 1, "it began again"
-    assert digest(run) == undisturbed
+    assert learnt(run) == undisturbed
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_sigterm_during_training_leaves_in_time_and_can_be_resumed(
-    cluster: str, tmp_path: Path, undisturbed: str, workers: int
+    cluster: str, tmp_path: Path, undisturbed: Trained, workers: int
 ) -> None:
     run = tmp_path / "run"
     # Epochs of a minute after the first: it cannot wait for the next checkpoint.
@@ -141,32 +140,25 @@ def test_sigterm_during_training_leaves_in_time_and_can_be_resumed(
     assert not (run / "lock.json").exists()
     assert status(str(run)).trainings[0].checkpoints == (1,)
     execute(job(train_only=True), str(run), options(train_workers=0))
-    assert digest(run) == undisturbed
+    assert learnt(run) == undisturbed
 
 
-def test_a_second_driver_is_refused_while_one_trains(cluster: str, tmp_path: Path, undisturbed: str) -> None:
+def test_a_second_driver_is_refused_while_one_trains(cluster: str, tmp_path: Path, undisturbed: Trained) -> None:
     run = tmp_path / "run"
     first = start(run, cluster, {"pause_s": 0.1, "train_only": True}, train_workers=0)
     wait_for_checkpoint(run, first)
     with pytest.raises(RaylensError, match=f"another driver is working on this run: process {first.pid}"):
         execute(job(train_only=True), str(run), options(train_workers=0))
     assert first.wait(timeout=60) == 0
-    assert digest(run) == undisturbed
-
-
-def test_what_the_training_itself_raises_is_told_once_and_not_tried_again(cluster: str, tmp_path: Path) -> None:
-    whole = job(train_only=True, fault="raises")
-    with pytest.raises(RaylensError, match=r"step 'line': the line is not straight: set lr lower"):
-        execute(whole, str(tmp_path), options(train_workers=1))
-    assert len(events(tmp_path, "train")) == 1
+    assert learnt(run) == undisturbed
 
 
 def test_workers_that_cannot_be_placed_are_told_of_instead_of_waited_for_in_silence(
-    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
-    monkeypatch.setattr("pipeline.waiting._FIRST_S", 0.5)
+    monkeypatch.setattr("pipeline.waiting._FIRST_S", 0.0)
 
     @ray.remote(num_cpus=2)
     class Greedy:
@@ -175,17 +167,15 @@ def test_workers_that_cannot_be_placed_are_told_of_instead_of_waited_for_in_sile
 
     hog = Greedy.remote()
     ray.get(hog.ready.remote())
-    trained = threading.Thread(
-        target=execute, args=(job(train_only=True), str(tmp_path), options(train_workers=1)), daemon=True
-    )
-    trained.start()
-    said, end = "", time.monotonic() + 60
-    while "waiting for" not in said:
-        assert time.monotonic() < end, "it waits in silence"
-        said += capfd.readouterr().err
-        time.sleep(0.1)
-    assert "waiting for 1 training worker of 1 CPU; the cluster has 1 node with 2 CPU (0 free)" in said
+    stop, said = Stop(), []
+
+    def say(line: str) -> None:
+        said.append(line)
+        stop.set()
+
+    with pytest.raises(RunStopped):
+        train(Line(LineConfig()), Folder(str(tmp_path)), fingerprint={}, workers=1, log=say, stop=stop)
+    assert said == [
+        "waiting for 1 training worker of 1 CPU; the cluster has 1 node with 2 CPU (0 free) and 0 GPU (0 free)"
+    ]
     ray.kill(hog)
-    trained.join(timeout=90)
-    assert not trained.is_alive()
-    assert status(str(tmp_path)).complete

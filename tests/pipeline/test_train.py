@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pipeline.checkpoints import CommittedCheckpoints, DamagedError, commit, read_committed
-from pipeline.errors import RaylensError, UsageError
+from pipeline.errors import UsageError
 from pipeline.storage import Folder
 from pipeline.train import Learnt, Worker, train
 
@@ -217,9 +217,11 @@ class TestUnderRay:
         def fails(worker: Worker) -> Learnt:
             raise ValueError("the moon is too bright")
 
-        with pytest.raises(RaylensError, match="the moon is too bright") as told:
-            train(fails, Folder(str(tmp_path)), fingerprint={}, workers=1)
+        lines: list[str] = []
+        with pytest.raises(UsageError, match="the moon is too bright") as told:
+            train(fails, Folder(str(tmp_path)), fingerprint={}, workers=1, log=lines.append)
         assert "Traceback" not in str(told.value)
+        assert not [line for line in lines if "lost" in line], "it would only raise again"
 
 
 def test_threads_are_put_back(learn: Any, tmp_path: Path) -> None:
