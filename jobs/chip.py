@@ -153,9 +153,9 @@ def build(config: ChipConfig) -> Job:
         Reduce("statistics", ChipStatistics(statistics), "sweep"),
         Reduce("solve", ChipSolve(chosen), "statistics", label=config.label),
     ]
-    sources = {"fit": source(config.data.fit)}
+    sources = {"fit": source(config.data.fit, "fit", classes)}
     splits = {"tune": config.data.tune, "eval": config.data.eval}
-    sources |= {name: source(split) for name, split in splits.items() if split is not None}
+    sources |= {name: source(split, name, classes) for name, split in splits.items() if split is not None}
     if config.data.eval is not None:
         steps += _localization(config, preprocess, network, tuple(n for n in ("tune", "eval") if n in sources))
     return Job("chip", config.model_dump(mode="json"), sources, tuple(steps), limits=config.images)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BeforeValidator, ValidationInfo
 
 from jobs.config import located, located_if_file
 from pipeline import dataset, steps
+from pipeline.errors import UsageError
 from pipeline.models import ModelSpec
 
 _PATHS = ("root", "path")
@@ -34,10 +38,34 @@ Network = Annotated[ModelSpec, BeforeValidator(_locate)]
 Split = Annotated[dataset.Source, BeforeValidator(_locate)]
 
 
-def source(split: Any) -> steps.Source:
-    """A split for the engine: listed once, then frozen with this description."""
-    return steps.Source(split.model_dump(mode="json"), _lister(split))
+def source(split: Any, name: str = "", classes: int | None = None) -> steps.Source:
+    """A split for the engine: listed once, then frozen with this description.
+
+    With ``classes``, the network's number of them, labels beyond are refused when the split is listed, before any work.
+    """
+
+    def listed() -> pa.Table:
+        table = dataset.key_table(split)
+        if classes is not None:
+            _refuse_labels_beyond(table, name, classes)
+        return table
+
+    return steps.Source(split.model_dump(mode="json"), listed)
 
 
-def _lister(split: Any) -> Callable[[], Any]:
-    return lambda: dataset.key_table(split)
+def _refuse_labels_beyond(table: pa.Table, name: str, classes: int) -> None:
+    if "label" not in table.column_names:
+        return
+    labels = table.column("label")
+    beyond = table.filter(pc.fill_null(pc.greater_equal(labels, classes), False))
+    if not beyond.num_rows:
+        return
+    names = json.loads((table.schema.metadata or {}).get(b"classes", b"[]"))
+    first = beyond.slice(0, 1).to_pylist()[0]
+    called = f" ({names[first['label']]})" if first["label"] < len(names) else ""
+    raise UsageError(
+        f"{beyond.num_rows:,} of {table.num_rows:,} labels are none of the network's {classes:,} classes (0 to "
+        f"{classes - 1}): {first['key']} has label {first['label']}{called}",
+        where=f"data.{name}",
+        cure="use a network trained on these classes, or name the classes in the network's order (data: classes)",
+    )

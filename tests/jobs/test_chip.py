@@ -93,6 +93,18 @@ def test_the_same_command_again_answers_and_changes_nothing(finished, project):
     assert {f: f.stat().st_mtime_ns for f in run.rglob("part-*.parquet")} == before
 
 
+def test_labels_that_the_network_does_not_have_are_refused_before_any_work(project, tmp_path):
+    run, fewer = tmp_path / "run", ("--set", "model.arguments.classes=3")
+    done = raylens("chip", project / "chip.yaml", *fewer, "--run", run, cwd=project)
+    assert done.returncode == 2
+    assert "data.fit: " in done.stderr
+    assert "of 40 labels are none of the network's 3 classes (0 to 2)" in done.stderr
+    assert "-> use a network trained on these classes" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (run / "sweep").exists()
+    assert not (run / "keys").exists(), "nothing is frozen: the same folder serves once the config is right"
+
+
 def test_another_lambda_stands_beside_the_first_without_a_new_sweep(finished, project):
     run, _ = finished
     sweep = {f: f.stat().st_mtime_ns for f in run.glob("sweep/fit/part-*")}
