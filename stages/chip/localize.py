@@ -17,7 +17,8 @@ from stages.baselines.rectangles import RECTANGLES
 from stages.baselines.registry import Method, Setting, build, layers_of
 from stages.chip.maps import upsample
 from stages.metrics.boxes import CENTER_SIZES, THRESHOLDS, best_iou, check_thresholds, level_boxes, threshold_levels
-from stages.metrics.masks import level_mask_ious, union_mask
+from stages.metrics.masks import level_mask_ious
+from stages.metrics.truth import Frame
 from stages.network import Cut, cut
 from stages.preprocess import Preprocess
 from stages.schema import column
@@ -72,6 +73,7 @@ class Localize:
 
     def __init__(self, config: LocalizeConfig) -> None:
         self.config = config
+        self.frame = Frame(config.preprocess, config.in_input, config.inclusive)
         self.cut: Cut | None = None
         self.methods: dict[str, Method] = {}
 
@@ -196,13 +198,12 @@ class Localize:
         """``maps``: per method [asked, h, w] of one image. Its columns beyond the prediction."""
         config = self.config
         truths, mask = self._truth(row, width, height)
-        if config.in_input:
-            height, width = config.preprocess.size
+        height, width = self.frame.size(width, height)
         judged = truths is not None and len(truths) > 0
         drawn = np.unique(ranks, return_index=True)[1]  # rank 0 first: np.unique sorts
         out: dict[str, Any] = {"nonfinite": []}
         for name, rectangle in RECTANGLES.items():
-            boxes = self._edges(rectangle(width, height, config.center_sizes))
+            boxes = self.frame.edges(rectangle(width, height, config.center_sizes))
             ious = best_iou(boxes, truths, inclusive=config.inclusive) if judged else np.zeros(0)  # type: ignore[arg-type]
             out[f"iou/{name}"] = ious.astype(np.float32)
         for name, asked in maps.items():
@@ -215,7 +216,7 @@ class Localize:
             out[f"iou/{name}"] = out[f"mask_iou/{name}"] = np.zeros(0, dtype=np.float32)
             large = upsample(asked[torch.from_numpy(drawn)][None], (height, width))[0].cpu().numpy()
             levels = threshold_levels(large, config.thresholds)
-            boxes = self._edges(level_boxes(levels, len(config.thresholds)))
+            boxes = self.frame.edges(level_boxes(levels, len(config.thresholds)))
             out[f"box/{name}"] = boxes[0 if answered[0] else slice(0)].ravel().astype(np.int32)
             if judged:
                 ious = np.full((top, len(config.thresholds)), -1.0, dtype=np.float32)
@@ -226,10 +227,6 @@ class Localize:
                 shares = level_mask_ious(levels[0], mask, len(config.thresholds))
                 out[f"mask_iou/{name}"] = (shares if answered[0] else np.full_like(shares, np.nan)).astype(np.float32)
         return out
-
-    def _edges(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Boxes drawn by first and last pixel, in the convention they are compared in."""
-        return boxes if self.config.inclusive else boxes + np.array([0, 0, 1, 1])
 
     def _kept_map(self, name: str, heat: torch.Tensor) -> dict[str, Any]:
         side = self.config.map_side
@@ -247,29 +244,7 @@ class Localize:
         self, row: dict[str, Any], width: int, height: int
     ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]:
         """Boxes [n, 4] and mask [H, W] of the true class in the frame of comparison; None where the row has none."""
-        label, boxes = row.get("label"), row.get("boxes")
-        if label is None:
+        if row.get("label") is None:
             return None, None
-        of = row.get("box_labels")
-        masks = row.get("masks")
-        count = max(len(boxes or ()), len(masks or ()))
-        if of is not None and len(of) not in (0, count):
-            raise ValueError(f"{count} boxes with {len(of)} labels: give one label per box, or none at all")
-        mine = [j for j in range(count) if not of or of[j] == label]
-        truths = None if not boxes else np.array([boxes[j] for j in mine], dtype=np.float64).reshape(-1, 4)
-        if truths is not None and not np.isfinite(truths).all():
-            raise ValueError("a box has a coordinate that is not a number")
-        mask = union_mask([masks[j] for j in mine], width, height) if masks else None
-        if self.config.in_input:
-            truths = None if truths is None else self._boxes_in_input(truths, width, height)
-            if mask is not None:
-                grey = np.repeat(mask[:, :, None].astype(np.uint8) * 255, 3, axis=2)
-                mask = self.config.preprocess.pixels(grey)[0] > 127
-        return truths, mask
-
-    def _boxes_in_input(self, truths: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
-        """Clipped to the input. A box that the crop leaves out stays, empty, so that the image still counts."""
-        last = 1.0 if self.config.inclusive else 0.0
-        moved = self.config.preprocess.to_frame(truths + np.array([0, 0, last, last]), width, height).astype(np.float64)
-        moved[:, 2:] -= last
-        return moved
+        mine = self.frame.objects(row, {row["label"]})
+        return self.frame.boxes(row, mine, width, height), self.frame.mask(row, mine, width, height)
