@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -107,34 +108,38 @@ class _Check:
     def __init__(self, unit: Unit, keys: pa.ChunkedArray | None, repair: bool) -> None:
         self.unit, self.keys = unit, keys
         self.problems: list[Problem] = []
-        self.shards = self.bytes = self.rows = 0
+        read: collections.Counter[str] = collections.Counter()
         if unit.problem:
             where, _, what = unit.problem.rpartition(": ")
             self.problems.append(Problem(where, what))
         good, bad = unit.shards.complete()
         with ThreadPoolExecutor(_READERS) as pool:
-            for shard, reason in pool.map(self._shard, good.values()):
+            for shard, reason, counts in pool.map(self._shard, good.values()):
+                read.update(counts)
                 if reason:
                     bad[shard] = reason
         for shard in sorted(bad):
             if repair:
                 unit.shards.withdraw(shard)
             self.problems.append(Problem(f"{unit.name} shard {shard}", bad[shard], mended=repair))
+        self.shards, self.bytes, self.rows = read["shards"], read["bytes"], read["rows"]
         count = unit.plan.shards if unit.plan else 0
         absent = [n for n in range(count) if n not in good and n not in bad]
         self.missing = [f"{unit.name} shard {n} is not committed" for n in absent]
         # Without a plan it is not known what the files are: they are left alone.
         self.orphans = [*unit.shards.orphans(), *_leftovers(unit)] if unit.plan else []
 
-    def _shard(self, receipt: Receipt) -> tuple[int, str]:
+    def _shard(self, receipt: Receipt) -> tuple[int, str, collections.Counter[str]]:
+        """(shard, what is wrong with it, what was read); runs in a thread beside others, so it touches nothing."""
+        read: collections.Counter[str] = collections.Counter()
         try:
-            return receipt.shard, self._wrong(receipt)
+            return receipt.shard, self._wrong(receipt, read), read
         except FileNotFoundError as error:
-            return receipt.shard, f"{error.filename or error} vanished while it was read"
+            return receipt.shard, f"{error.filename or error} vanished while it was read", read
         except RaylensError as error:
-            return receipt.shard, f"{error.where}: {error.what}"
+            return receipt.shard, f"{error.where}: {error.what}", read
 
-    def _wrong(self, receipt: Receipt) -> str:
+    def _wrong(self, receipt: Receipt, read: collections.Counter[str]) -> str:
         """Why this shard is not what its receipt and the plan say; "" when all is well."""
         unit = self.unit
         table: pa.Table | None = None
@@ -147,7 +152,7 @@ class _Check:
                     table = _rows(data)
                 except pa.ArrowException as error:
                     return f"{unit.folder.path(file.name)} is no Parquet file ({str(error).splitlines()[0]})"
-            self.bytes += len(data)
+            read["bytes"] += len(data)
         assert table is not None
         if count_rows(table) != dict(receipt.rows):
             return f"{unit.folder.path(receipt.files[0].name)} has other rows than its receipt counts"
@@ -159,8 +164,7 @@ class _Check:
                 return f"has {table.num_rows} rows where the plan has {hi - lo}"
             if self.keys is not None and table.column("key").to_pylist() != self.keys.slice(lo, hi - lo).to_pylist():
                 return "its keys are not those of the plan"
-        self.shards += 1
-        self.rows += table.num_rows
+        read.update(shards=1, rows=table.num_rows)
         return ""
 
 
