@@ -83,6 +83,9 @@ Mode = Annotated[str | None, typer.Option(metavar="auto|inline|spread", help="Ho
 Label = Annotated[str | None, typer.Option(metavar="NAME", help="Your name for this setting, shown beside others.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do what would be refused for its size (see 'raylens plan').")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Make the shards with failed rows again, quarantined keys too.")
+]
 
 
 def _job_command(name: str) -> None:
@@ -96,10 +99,13 @@ def _job_command(name: str) -> None:
         mode: Mode = None,
         label: Label = None,
         yes: Yes = False,
+        retry_failed: RetryFailed = False,
     ) -> None:
         module, settings = _load(name, config, [*(sets or ()), *_as_sets(address, allow_failed, mode, label)])
         url = _run_url(run, settings)
-        options = settings.options(only=tuple(only or ()), code_path=_code_path(config), yes=yes)
+        options = settings.options(
+            only=tuple(only or ()), code_path=_code_path(config), yes=yes, retry_failed=retry_failed
+        )
         outcome = module.run(settings, url, options)
         _print(_show().totals_lines(outcome.totals))
         print(f"run folder {url}")

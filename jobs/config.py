@@ -129,6 +129,7 @@ class JobConfig(Section):
         code_path: tuple[str, ...] = (),
         say: Callable[[str], None] = print,
         yes: bool = False,
+        retry_failed: bool = False,
     ) -> Options:
         """How to run this config: what ``pipeline.engine.execute`` takes."""
         from pipeline.options import Options, Resources
@@ -140,6 +141,7 @@ class JobConfig(Section):
             code_path=code_path,
             say=say,
             yes=yes,
+            retry_failed=retry_failed,
         )
 
 

@@ -48,6 +48,8 @@ def status_lines(found: RunStatus) -> list[str]:
             more = step.rows.get("failed", 0) - len(step.failed)
             if more > 0:
                 lines.append(f"  ... and {more:,} more")
+    if any(step.failed for step in found.steps if step.current):
+        lines += ["", "to try failed rows again, quarantined ones too: the same command with --retry-failed"]
     return lines
 
 

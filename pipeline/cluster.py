@@ -135,6 +135,10 @@ class Ledger:
         """The slice an attempt is in, if any, and those it completed."""
         return self._open.get((task, attempt)), list(self._completed.get((task, attempt), ()))
 
+    def begun(self, attempts: Sequence[tuple[str, int]]) -> bool:
+        """Whether any of these attempts has come to a slice: the rows of its first are decoded."""
+        return any(attempt in self._open for attempt in attempts)
+
     def rows(self, attempts: Sequence[tuple[str, int]]) -> dict[str, int]:
         """Rows by status that these attempts have done so far."""
         total: collections.Counter[str] = collections.Counter()

@@ -21,6 +21,7 @@ from pipeline.options import Options
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.provenance import provenance
+from pipeline.quarantine import drop_quarantine
 from pipeline.run import Run
 from pipeline.shards import STATUSES, Receipt, Shards, digest
 from pipeline.signals import Stop, StopOnSignals
@@ -87,7 +88,7 @@ class _Engine:
         if self._runner is None:  # Ray is joined only when there is work: a finished run answers at once
             from pipeline.runner import Runner
 
-            self._runner = Runner(self.options.resources, self.events, self.stop)
+            self._runner = Runner(self.options.resources, self.events, self.stop, self.options.say)
         return self._runner
 
     def close(self) -> None:
@@ -178,6 +179,8 @@ class _Engine:
                 self.options.say(f"step '{step.name}': shard {split}/{shard:05d} is made again: {why}")
                 self.events.say("damaged", step=step.name, shard=f"{split}/{shard:05d}", why=why)
                 shards.withdraw(shard)
+            if self.options.retry_failed:
+                good = self._without_failed(step.name, split, shards, good)
             todo += [(split, shard) for shard in range(plan.shards) if shard not in good]
             found += [(split, receipt) for shard, receipt in good.items() if shard < plan.shards]
         if todo:
@@ -196,6 +199,18 @@ class _Engine:
         self.receipts[step.name] = sorted(found, key=lambda item: (order[item[0]], item[1].shard))
         self.totals[step.name] = _sum(r for _, r in found)
         self._check_totals(step, work.plans)
+
+    def _without_failed(self, step: str, split: str, shards: Shards, good: Mapping[int, Receipt]) -> dict[int, Receipt]:
+        """The shards without failed rows; the others are withdrawn, and what was quarantined gets another chance."""
+        failed = {shard: receipt.rows["failed"] for shard, receipt in good.items() if receipt.rows.get("failed")}
+        for shard in failed:
+            drop_quarantine(shards.folder.child("quarantine"), shard)
+            shards.withdraw(shard)
+        if failed:
+            rows = f"{sum(failed.values()):,} failed row{'s' * (sum(failed.values()) != 1)}"
+            self.options.say(f"step '{step}': {len(failed):,} shards of '{split}' are made again for {rows}")
+            self.events.say("retry failed", step=step, split=split, shards=sorted(failed))
+        return {shard: receipt for shard, receipt in good.items() if shard not in failed}
 
     def _check_totals(self, step: Measure, planned: Mapping[str, Plan]) -> None:
         """A row never vanishes: receipts must add up to the plan."""

@@ -30,5 +30,6 @@ class Options:
     allow_failed: float = 0.0  # share of rows that may fail before the exit code says so
     only: tuple[str, ...] = ()  # these steps and whatever they stand on; empty: all
     code_path: tuple[str, ...] = ()
+    retry_failed: bool = False  # make the shards again that hold failed rows, those of quarantined keys too
     yes: bool = False  # what a job refuses for its size is wanted
     say: Callable[[str], None] = print

@@ -84,6 +84,12 @@ class Pool:
         """References of setups under way: to be waited for beside the work."""
         return list(self._setups)
 
+    @property
+    def wanted(self) -> str:
+        """What a worker needs, in words."""
+        gpus = max((slot.gpus for slot in self._slots), default=0.0)
+        return f"a worker with {gpus:g} GPU" if gpus else "a worker"
+
     def settle(self, reference: Any) -> bool:
         """Take in a finished setup. False when this reference is none of ours."""
         member = self._setups.pop(reference, None)

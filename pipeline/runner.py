@@ -8,9 +8,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import heapq
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -22,12 +21,14 @@ from pipeline.events import Events
 from pipeline.failures import ShardFate, Verdict
 from pipeline.pool import Member, Pool
 from pipeline.progress import Progress
+from pipeline.quarantine import read_quarantine, write_quarantine
 from pipeline.remote_errors import last_line, told
 from pipeline.run import KeyTable
 from pipeline.shards import Receipt
 from pipeline.signals import RunStopped, Stop
 from pipeline.slices import is_out_of_memory
 from pipeline.storage import Folder, UnreachableError
+from pipeline.waiting import Patience, cluster_has, cpu_is_free
 from pipeline.worker import Done, Stopped, Task, Work
 
 IN_FLIGHT = 2  # shards of one actor: the next decodes while this one computes
@@ -41,10 +42,12 @@ _ERRORS = 3  # of one shard: exceptions of the engine or the storage, which may 
 class Runner:
     """Runs measuring steps one after another on one pool of actors."""
 
-    def __init__(self, resources: cluster.Resources, events: Events, stop: Stop) -> None:
+    def __init__(
+        self, resources: cluster.Resources, events: Events, stop: Stop, say: Callable[[str], None] = print
+    ) -> None:
         cluster.connect(resources)
         self._ledger = cluster.start_ledger()
-        self._events, self._stop = events, stop
+        self._events, self._stop, self._say = events, stop, say
         self.pool = Pool(resources, self._ledger)
 
     def measure(self, work: Work, split: str, micro_batch: int | None) -> tuple[int, Measured]:
@@ -54,7 +57,7 @@ class Runner:
             member = self._first_ready(work)
             try:
                 size = micro_batch or ray.get(member.actor.micro_batch.remote())
-                return size, ray.get(member.actor.measure.remote(split, size, attempt))
+                return size, self._await(work, member.actor.measure.remote(split, size, attempt))
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 if not (cause and is_out_of_memory(cause)) or size == 1:
@@ -71,9 +74,28 @@ class Runner:
             cure="look at the memory of the nodes; --set resources.micro_batch=1 needs the least",
         )
 
+    def _await(self, work: Work, reference: Any) -> Measured:
+        """The micro-run's answer, unless asked to stop."""
+
+        def tell() -> str:
+            if self.pool.mode != "spread" or cpu_is_free():
+                return ""
+            return f"step '{work.step.name}': its micro-run may wait for a CPU to decode on; {cluster_has()}"
+
+        patience = Patience(self._say, tell)
+        while not ray.wait([reference], timeout=_TICK_S)[0]:
+            self._stop.check()
+            patience.tick()
+        found: Measured = ray.get(reference)
+        return found
+
     def _first_ready(self, work: Work) -> Member:
         self.pool.begin(work, wanted=1)
+        patience = Patience(
+            self._say, lambda: f"step '{work.step.name}': waiting for {self.pool.wanted} to start; {cluster_has()}"
+        )
         while True:
+            patience.tick()
             if self._stop.is_set():
                 raise RunStopped
             self.pool.refresh(1)
@@ -113,6 +135,8 @@ class _Loop:
         self._errors: collections.Counter[str] = collections.Counter()
         self._receipts: dict[tuple[str, int], Receipt] = {}
         self._ticket = self._deaths = 0
+        self._placing = Patience(progress.say, lambda: f"waiting for {self._pool.wanted} to start; {cluster_has()}")
+        self._decoding = Patience(progress.say, self._undecoded)
 
     def go(self) -> dict[tuple[str, int], Receipt]:
         self._pool.begin(self._work, wanted=len(self._queue))
@@ -123,9 +147,26 @@ class _Loop:
             self._pool.refresh(wanted=len(self._queue) + len(self._delayed) + len(self._flying))
             self._assign()
             self._wait()
+            self._be_patient()
             if self._progress.due():
                 self._show()
         return self._receipts
+
+    def _be_patient(self) -> None:
+        """Say what is waited for, when it takes long: never a silence that nobody can explain."""
+        if any(member.ready for member in self._pool.members):
+            self._placing.reset()
+        elif self._queue:
+            self._placing.tick()
+        if self._flying and self._pool.mode == "spread":
+            self._decoding.tick()
+
+    def _undecoded(self) -> str:
+        attempts = [(task.name, task.attempt) for _, task in self._flying.values()]
+        with contextlib.suppress(ray.exceptions.RayError):
+            if not cpu_is_free() and not ray.get(self._ledger.begun.remote(attempts), timeout=5):
+                return f"waiting for a CPU to decode on, 1 for each task; {cluster_has()}"
+        return ""
 
     def _assign(self) -> None:
         # Breadth first: a second shard goes to an actor only when every ready one has a first.
@@ -290,18 +331,3 @@ class _Loop:
                     self._receipts[(task.split, task.shard)] = ray.get(reference).receipt
         self._events.say("stopped", step=self._work.step.name, committed=len(self._receipts))
         raise RunStopped
-
-
-def read_quarantine(folder: Folder, shard: int) -> dict[str, str]:
-    """Keys of a shard that are not to be run, with the reason; delete the file to give them another chance."""
-    try:
-        found: Mapping[str, str] = json.loads(folder.read(f"{shard:05d}.json"))
-    except FileNotFoundError:
-        return {}
-    return dict(found)
-
-
-def write_quarantine(folder: Folder, shard: int, entries: Mapping[str, str]) -> None:
-    """Add keys to a shard's quarantine."""
-    merged = {**read_quarantine(folder, shard), **entries}
-    folder.write(f"{shard:05d}.json", json.dumps(merged, indent=1).encode())

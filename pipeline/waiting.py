@@ -11,7 +11,7 @@ _FIRST_S, _EVERY_S = 10.0, 60.0
 class Patience:
     """Call ``tick`` while waiting: after ten seconds, then every minute, what is waited for is said.
 
-    ``tell`` is asked only when it is time to speak, so it may look at the cluster.
+    ``tell`` is asked only when it is time to speak, so it may look at the cluster; "" keeps silent.
     """
 
     def __init__(
@@ -25,10 +25,19 @@ class Patience:
         self._next = self._clock() + _FIRST_S
 
     def tick(self) -> None:
-        now = self._clock()
-        if now >= self._next:
-            self._next = now + _EVERY_S
-            self._say(self._tell())
+        if self._clock() < self._next:
+            return
+        told = self._tell()
+        self._next = self._clock() + (_EVERY_S if told else _FIRST_S)
+        if told:
+            self._say(told)
+
+
+def cpu_is_free() -> bool:
+    """Whether a task of one CPU could begin somewhere now."""
+    import ray
+
+    return bool(ray.available_resources().get("CPU", 0) >= 1)
 
 
 def cluster_has() -> str:

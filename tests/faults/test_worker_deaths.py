@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from toys import toy_job
 
+from jobs.show import status_lines
 from pipeline.engine import execute
 from pipeline.errors import RaylensError
 from pipeline.options import Options, Resources
+from pipeline.quarantine import write_quarantine
+from pipeline.status import status
+from pipeline.storage import Folder
 
 pytestmark = pytest.mark.faults
 QUIET = Options(resources=Resources(shard_rows=24), say=lambda _: None)
@@ -49,6 +54,32 @@ def test_a_key_that_always_kills_is_quarantined_alone(cluster, tmp_path, rows_of
         assert ok == [r[name] for r in undisturbed.to_pylist() if r["key"] not in poison]
     alone = [e for e in events(tmp_path / "run", "death") if e.get("inside") and e["inside"][1] - e["inside"][0] == 1]
     assert len(alone) == 6, "each killer is proven three times alone"
+
+
+def test_failed_rows_are_made_again_on_request_and_nothing_else_is(cluster, tmp_path, rows_of, undisturbed):
+    """Mended outside of what the fingerprint sees: another library, more memory."""
+    run, bad = tmp_path / "run", {"bad": ("000030", "000150"), "poison": ("000031",)}
+    write_quarantine(Folder(str(run / "measure/all/quarantine")), 1, {"000031": "quarantined: it alone killed"})
+    first = execute(toy_job(200, **bad), str(run), QUIET)
+    assert first.totals["measure"]["failed"] == 3
+    receipts = run / "measure/all/receipts"
+    before = {f.name: f.stat().st_mtime_ns for f in receipts.iterdir()}
+    assert execute(toy_job(200, **bad, mended="yes"), str(run), QUIET).exit_code == 3, "only on request"
+    assert "--retry-failed" in "\n".join(status_lines(status(str(run))))
+    said = []
+    again = dataclasses.replace(QUIET, retry_failed=True, say=said.append)
+    outcome = execute(toy_job(200, **bad, mended="yes"), str(run), again)
+    assert outcome.exit_code == 0
+    assert rows_of(run).equals(undisturbed)
+    after = {f.name: f.stat().st_mtime_ns for f in receipts.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"00001.json", "00006.json"}
+    assert not list((run / "measure/all/quarantine").iterdir())
+    assert "step 'measure': 2 shards of 'all' are made again for 3 failed rows" in said
+    assert outcome.fingerprints["sum"] != first.fingerprints["sum"], "what stands on them is computed again"
+    said.clear()
+    execute(toy_job(200, **bad, mended="yes"), str(run), again)
+    assert said == [], "nothing failed any more"
+    assert "--retry-failed" not in "\n".join(status_lines(status(str(run))))
 
 
 def test_a_row_at_which_the_stage_raises_fails_alone(cluster, tmp_path, rows_of, undisturbed):

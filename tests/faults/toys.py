@@ -36,6 +36,7 @@ class ToyConfig:
     poison: tuple[str, ...] = ()  # keys that always kill their worker
     deadly: tuple[str, ...] = ()  # keys that kill whatever decodes them
     bad: tuple[str, ...] = ()  # keys at which the stage raises
+    mended: str = dataclasses.field(default="", metadata={"fingerprint": False})  # no key is poison or bad any more
 
 
 class Toy:
@@ -98,7 +99,7 @@ class Toy:
         if self.config.fault == "mid-shard" and self.calls == 6:  # past the micro-run, within a shard of three slices
             self.once(f"mid-{len(list(Path(self.config.markers).iterdir())) % 3}")
         keys = [key for key, valid in zip(batch["key"], batch["valid"], strict=True) if valid]
-        for key in keys:
+        for key in keys if not self.config.mended else ():
             if key in self.config.poison:
                 os.kill(os.getpid(), signal.SIGKILL)
             if key in self.config.bad:

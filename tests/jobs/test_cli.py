@@ -67,7 +67,17 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
 
 def test_help_of_a_job_names_its_flags() -> None:
     text = raylens("chip", "--help").stdout
-    for flag in ("CONFIG", "--run", "--set", "--address", "--only", "--allow-failed", "--mode", "--label"):
+    for flag in (
+        "CONFIG",
+        "--run",
+        "--set",
+        "--address",
+        "--only",
+        "--allow-failed",
+        "--retry-failed",
+        "--mode",
+        "--label",
+    ):
         assert flag in text
 
 

@@ -1,0 +1,28 @@
+"""Keys that alone killed their worker again and again: one JSON object of key -> reason for each shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from pipeline.storage import Folder
+
+
+def read_quarantine(folder: Folder, shard: int) -> dict[str, str]:
+    """Keys of a shard that are not to be run, with the reason."""
+    try:
+        found: Mapping[str, str] = json.loads(folder.read(f"{shard:05d}.json"))
+    except FileNotFoundError:
+        return {}
+    return dict(found)
+
+
+def write_quarantine(folder: Folder, shard: int, entries: Mapping[str, str]) -> None:
+    """Add keys to a shard's quarantine."""
+    merged = {**read_quarantine(folder, shard), **entries}
+    folder.write(f"{shard:05d}.json", json.dumps(merged, indent=1).encode())
+
+
+def drop_quarantine(folder: Folder, shard: int) -> None:
+    """Give the keys of a shard another chance."""
+    folder.remove(f"{shard:05d}.json")

@@ -1,0 +1,100 @@
+"""Work that the cluster has no room for: what is wanted and what there is is said, and a stop request still works."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import toy_job
+
+from pipeline import plan as plans
+from pipeline.estimate import Measured
+from pipeline.events import Events
+from pipeline.options import Resources
+from pipeline.progress import Progress
+from pipeline.run import Run
+from pipeline.signals import RunStopped, Stop
+from pipeline.worker import Work
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One CPU and one (logical) GPU."""
+    import ray
+
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    ray.shutdown()
+    ray.init(
+        address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield
+    ray.shutdown()
+    os.environ["PYTHONPATH"] = before
+
+
+def taking(**resources: float) -> Any:
+    """Somebody else's actor that holds these resources."""
+    import ray
+
+    class Greedy:
+        def ready(self) -> bool:
+            return True
+
+    hog = ray.remote(Greedy).options(**resources).remote()
+    ray.get(hog.ready.remote())
+    return hog
+
+
+@pytest.mark.parametrize(
+    ("taken", "told"),
+    [
+        ({"num_gpus": 1, "num_cpus": 0}, ("waiting for a worker with 1 GPU to start", "and 1 GPU (0 free)")),
+        ({"num_cpus": 1}, ("waiting for a CPU to decode on, 1 for each task", "and 1 GPU (0 free)")),
+    ],
+    ids=["no GPU for a worker", "no CPU for decoding"],
+)
+def test_what_is_waited_for_is_said(
+    cluster: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    taken: dict[str, float],
+    told: tuple[str, str],
+) -> None:
+    import ray
+
+    from pipeline.runner import Runner
+
+    monkeypatch.setattr("pipeline.waiting._FIRST_S", 0.5)
+    monkeypatch.setattr("pipeline.runner._STOP_S", 0.5)
+    run, job, stop = Run(str(tmp_path)), toy_job(40), Stop()
+    step = job.steps[0]
+    keys = run.freeze_keys("all", job.sources["all"])
+    folder = run.step_folder("measure", split="all")
+    fields = plans.measure_fields(step, job.limits, {"all": keys.digest}, {})
+    plan = plans.freeze(folder, plans.new_plan("measure", "all", fields, 40, 8, Measured(1, 0, 0, 0, 0, "cpu", 1), 24))
+    work = Work("w", step, run.keys.url, {"all": folder.url}, {"all": plan}, {}, job.limits)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        if text.startswith(told[0]) or told[0].startswith("waiting for a worker"):
+            said.append(text)
+            stop.set()
+
+    hog = taking(**taken)
+    with Events(run.folder, "test") as events, Progress("measure", 40, stream=sys.stderr) as progress:
+        monkeypatch.setattr(progress, "say", say)
+        runner = Runner(Resources(), events, stop, say)
+        try:
+            with pytest.raises(RunStopped):
+                runner.run(work, [("all", 0), ("all", 1)], progress)
+        finally:
+            runner.close()
+            ray.kill(hog)
+    start, end = told
+    assert said[0].startswith(f"{start}; the cluster has 1 node with 1 CPU")
+    assert said[0].endswith(end)
