@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.semantic_report_data import PAPER, Result, SemanticReportData, rule_title
 from pipeline.report.blocks import Cell, Column, Group, Paragraph, Section, Table
-from pipeline.report.wording import NOTHING, show
+from pipeline.report.wording import NOTHING, counted, show
 
 _HOW = (
     "An image's fine prediction is right iff its set of classes is exactly right. IA: both levels right, of all "
@@ -78,7 +78,7 @@ def _row(
     counts = " / ".join(show(n) for n in rule["cases"].values())
     if aggregate == "batches":
         lacking = sum(found["undefined"].values())
-        counts = f"{show(found['batches'])} batches" + (f", {show(lacking)} values undefined" if lacking else "")
+        counts = f"{show(found['batches'])} batches" + (f", {counted(lacking, 'value')} undefined" if lacking else "")
     exact = _cell(rule["fine_exact"]) if aggregate == "set" else Cell(None)
     return [result.variant.network, *cells, exact, counts]
 
