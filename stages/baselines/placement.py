@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from stages.baselines.registry import Setting
 
@@ -29,7 +26,7 @@ class AtImage:
     @classmethod
     def build(cls, layer: str | None, setting: Setting) -> Self:
         cls.layers_for(layer, setting)
-        return cls(**given(cls, setting))
+        return cls(**setting.options.get(cls.name, {}))
 
 
 class AtLayer:
@@ -48,16 +45,4 @@ class AtLayer:
 
     @classmethod
     def build(cls, layer: str | None, setting: Setting) -> Self:
-        return cls(setting.layer(layer), **given(cls, setting))
-
-
-def given(method: type[AtImage] | type[AtLayer], setting: Setting) -> Mapping[str, Any]:
-    """The options a setting gives a method. LookupError for one that the method has not, with near matches."""
-    options = setting.options.get(method.name, {})
-    known = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
-            raise LookupError(f"{method.name} has no option {name!r}: {hint}")
-    return options
+        return cls(setting.layer(layer), **setting.options.get(cls.name, {}))

@@ -16,6 +16,7 @@ import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -71,12 +72,15 @@ METHODS: dict[str, str] = {
     "c_mwp": "stages.baselines.excitation:ContrastiveMwp",
     "occlusion": "stages.baselines.occlusion:Occlusion",
     "lime": "stages.baselines.lime:Lime",
+    "gfi": "stages.gfi.method:Gfi",
     "optimised_mask": "stages.baselines.optimised_mask:OptimisedMask",
 }
 
 
 def build(name: str, setting: Setting) -> Method:
-    """The method called ``name`` or ``name:layer``. LookupError for an unknown name, with near matches."""
+    """The method called ``name`` or ``name:layer``. LookupError for an unknown name or option, with near matches."""
+    kind = name.partition(":")[0]
+    check_options([kind], {k: v for k, v in setting.options.items() if k == kind})
     method: Method = _class_of(name).build(name.partition(":")[2] or None, setting)  # type: ignore[attr-defined]
     return method
 
@@ -84,12 +88,31 @@ def build(name: str, setting: Setting) -> Method:
 def check(methods: Mapping[str, Method], cut: Cut) -> None:
     """ValueError for a method that this network cannot answer (CAM without global average pooling, say)."""
     for name, method in methods.items():
-        inspect = getattr(method, "check", None)
-        if inspect is not None:
+        own = getattr(method, "check", None)
+        if own is not None:
             try:
-                inspect(cut)
+                own(cut)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+
+
+def check_options(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> None:
+    """LookupError for options of a method that is not among ``names``, or that the method does not have."""
+    kinds = {name.partition(":")[0] for name in names}
+    for kind, mine in options.items():
+        if kind not in kinds:
+            close = difflib.get_close_matches(kind, sorted(kinds), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the methods are {', '.join(sorted(kinds))}"
+            raise LookupError(f"options are given for {kind!r}, which is not among the methods: {hint}")
+        parameters = signature(_class_of(kind)).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            continue  # it knows its options itself
+        known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        for option in mine:
+            if option not in known:
+                close = difflib.get_close_matches(option, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
+                raise LookupError(f"{kind} has no option {option!r}: {hint}")
 
 
 def layers_of(names: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:

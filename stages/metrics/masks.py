@@ -59,6 +59,17 @@ def png_mask(image: bytes | str | Path, value: int | None = None) -> NDArray[np.
         return np.asarray(picture if picture.mode in ("P", "L") else picture.convert("L")) == value
 
 
+def png_values(image: bytes | str | Path) -> NDArray[np.integer[Any]]:
+    """The numbers of an index mask: palette indexes or grey values, ``[height, width]``.
+
+    Raises ValueError for a picture of colours, which holds no class ids.
+    """
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
+        if picture.mode not in ("P", "L", "I", "I;16"):
+            raise ValueError(f"a picture of mode {picture.mode} holds no class ids: give palette or grey PNGs")
+        return np.asarray(picture)
+
+
 def mask_iou(a: ArrayLike, b: ArrayLike) -> float:
     """Intersection over union of two masks of one shape; 0 when both are empty."""
     p, q = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
