@@ -27,6 +27,7 @@ from stages.schema import column
 
 State = dict[str, Any]
 SALIENT = ("precision", "recall", "f", "mae")
+_ARRAYS = ("masked", "mask_iou", "mask_squared", "mask_best", "attacked", "scalars")
 SCALARS = (*SALIENT, "deletion", "insertion", "attack_rank")  # in the order of the state's array
 
 
@@ -78,7 +79,10 @@ class ComparisonMetrics:
         return {
             "chip": self.chip.start(),
             "gfi": self.gfi.start(),
-            "mask_squared": np.zeros((3, width), np.int64),  # beside "mask_iou" of the localization state
+            "masked": np.zeros((3, methods), np.int64),  # images with a mask, which need no box
+            "mask_iou": np.zeros((3, width), np.int64),
+            "mask_squared": np.zeros((3, width), np.int64),
+            "mask_best": np.zeros((3, methods), np.int64),  # each image at its own best threshold
             "attacked": np.zeros((2, 3, width), np.int64),  # newly wrong, newly right
             "scalars": np.zeros((methods, len(SCALARS), 3), np.int64),
             "pointing": {},  # class -> [methods, tolerances, all and not difficult, (objects' images, hits)]
@@ -108,7 +112,7 @@ class ComparisonMetrics:
 
     @staticmethod
     def _sum(left: State, right: State) -> State:
-        out: State = {name: left[name] + right[name] for name in ("mask_squared", "attacked", "scalars")}
+        out: State = {name: left[name] + right[name] for name in _ARRAYS}
         for name in ("pointing", "classes"):
             classes = sorted({*left[name], *right[name]})
             parts = {c: [s[name][c] for s in (left, right) if c in s[name]] for c in classes}
@@ -125,7 +129,7 @@ class ComparisonMetrics:
 
     def state_bytes(self, block: Any = "all") -> int:
         mine = self.start()
-        arrays = (mine["mask_squared"], mine["attacked"], mine["scalars"])
+        arrays = [mine[name] for name in _ARRAYS]
         per_class = 8 * (3 * (1 + self.chip.width) + 8 * len(self.config.methods))
         kept = self.chip.state_bytes() + self.gfi.state_bytes() + sum(a.nbytes for a in arrays)
         return kept + 1000 * per_class
@@ -171,8 +175,6 @@ class ComparisonMetrics:
             columns[f"iou/{fixed}"] = table[f"iou/{fixed}"]
         for method in self.config.methods:
             columns[f"iou/{method}"] = self._ranked(table[f"{name}/{method}"], place, grid, ranks)
-            if ranks > 1:  # masks have thresholds of the maximum only
-                columns[f"mask_iou/{method}"] = table[f"mask_iou/{method}"]
         return pa.table(columns)
 
     @staticmethod
@@ -192,13 +194,16 @@ class ComparisonMetrics:
         from stages.metrics.localization import _lengths, _matrix, _tally
 
         group = self.chip._groups(table)
-        for span in self.chip.spans:
-            name = f"mask_iou/{span.method}"
-            if name not in table.column_names or not (drawn := _lengths(table, name) > 0).any():
+        for index, method in enumerate(self.config.methods):
+            name, span = f"mask_iou/{method}", self.chip.spans[index]
+            if not (drawn := _lengths(table, name) > 0).any():
                 continue
             ious = np.nan_to_num(_matrix(table.filter(pa.array(drawn)), name).astype(np.float64))
-            squared = np.rint(ious**2 * comparison_table.UNIT)
-            _tally(own["mask_squared"][:, span.slice], group[drawn], squared)
+            mine, unit = group[drawn], comparison_table.UNIT
+            own["masked"][:, index] += np.bincount(mine, minlength=3)
+            _tally(own["mask_iou"][:, span.slice], mine, np.rint(ious * unit))
+            _tally(own["mask_squared"][:, span.slice], mine, np.rint(ious**2 * unit))
+            _tally(own["mask_best"][:, index], mine, np.rint(ious.max(axis=1) * unit))
 
     def _add_scalars(self, target: NDArray[np.int64], table: pa.Table, method: str) -> None:
         rows = np.full((table.num_rows, len(SCALARS)), np.nan)

@@ -88,15 +88,15 @@ def _masks(metrics: ComparisonMetrics, state: State) -> list[dict[str, Any]]:
     """Mask IoU does not need boxes, so it is chosen and counted apart from them."""
     out = []
     held = [HALF_A, HALF_B]
-    counts = state["chip"]
-    for index, span in enumerate(metrics.chip.spans):
+    counts = state
+    for index, span in enumerate(metrics.chip.spans[: len(metrics.config.methods)]):
         n = int(counts["masked"][held, index].sum())
-        if span.method not in metrics.config.methods or not n:
+        if not n:
             continue
         for rule in ("tuned" if counts["masked"][TUNE].any() else "halves", "oracle"):
             choice = choose_mask(span, rule, counts)
             mean = _at(counts["mask_iou"], choice) / UNIT / n
-            spread = max(0.0, _at(state["mask_squared"], choice) / UNIT / n - mean**2)
+            spread = max(0.0, _at(counts["mask_squared"], choice) / UNIT / n - mean**2)
             curve = (counts["mask_iou"][held, span.slice].sum(0) / UNIT / n).tolist()
             used = [span.grid[c - span.first] for _, c in choice]
             more = {"method": span.method, "rule": rule, "n": n, "grid": list(span.grid), "curve": curve}
