@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.training_ahead import ahead
-from stages.training_data import Batch, Data, RowError, Subset, TensorData, screen
+from stages.training_ahead import AHEAD, ahead
+from stages.training_data import Batch, Data, RowError, Subset, TensorData, gains_from_ahead, screen
 from stages.training_draws import epoch_order, number, row_seeds, uniform
 from stages.training_schedule import TrainingConfig, learning_rate
 from stages.training_state import Checkpoints, State
@@ -97,6 +97,7 @@ def fit(
     optimizer = _optimizer(bare, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     steps = len(data) // config.batch
+    depth = AHEAD if gains_from_ahead(data, device.type == "cuda") else 0
     state = _resume(checkpoints, bare, optimizer, scaler, config)
     history: list[Epoch] = state.meta["history"]
 
@@ -112,7 +113,7 @@ def fit(
             order = epoch_order(len(data), config.seed, epoch)
             rows = [order[i * config.batch : (i + 1) * config.batch][rank::world] for i in range(steps)]
             prepare = partial(_prepared, data, config.seed, epoch, augment is not None, device.type == "cuda")
-            with ahead(prepare, rows) as batches:
+            with ahead(prepare, rows, depth) as batches:
                 for step, (batch, seeds) in enumerate(batches):
                     rate = learning_rate(epoch * steps + step, config.epochs * steps, config)
                     for group in optimizer.param_groups:

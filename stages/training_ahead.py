@@ -20,8 +20,11 @@ def ahead(make: Callable[[T], U], items: Iterable[T], depth: int = AHEAD) -> Ite
 
     What is computed is what a plain loop would compute: one thread makes the items one after another. An error of
     ``make`` is raised where its item would have been read. Leaving the context, for whatever reason, stops the thread
-    and waits for it: the item being made is finished, no further one is begun.
+    and waits for it: the item being made is finished, no further one is begun. With ``depth`` 0 there is no thread.
     """
+    if not depth:
+        yield map(make, items)
+        return
     ready: queue.Queue[tuple[bool, U | BaseException | None]] = queue.Queue(maxsize=depth)
     over = threading.Event()
 

@@ -35,13 +35,25 @@ class Data(Protocol):
     def batch(self, rows: np.ndarray) -> Batch:
         """The rows as tensors with a leading batch axis, on the CPU; RowError where one cannot be read.
 
-        Called from a background thread, one call at a time. It draws nothing at random.
+        Called from a background thread, one call at a time, unless the data has an attribute ``in_memory`` that is
+        true. It draws nothing at random.
         """
         ...
 
 
+def gains_from_ahead(data: Data, on_gpu: bool) -> bool:
+    """Is there anything to gain from making batches ahead?
+
+    Rows in memory are there at once; for the CPU a second thread that gathers them would only take the cores from the
+    training step. For a GPU they are gathered and pinned while it works.
+    """
+    return on_gpu or not getattr(data, "in_memory", False)
+
+
 class TensorData:
     """Rows held in memory: every tensor has the rows on its first axis."""
+
+    in_memory = True
 
     def __init__(self, keys: Sequence[str], **tensors: Tensor) -> None:
         wrong = {name: len(tensor) for name, tensor in tensors.items() if len(tensor) != len(keys)}
@@ -65,6 +77,7 @@ class Subset:
 
     def __init__(self, data: Data, rows: np.ndarray) -> None:
         self.data, self.rows = data, np.asarray(rows, dtype=np.int64)
+        self.in_memory = bool(getattr(data, "in_memory", False))
 
     def __len__(self) -> int:
         return len(self.rows)

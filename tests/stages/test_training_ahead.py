@@ -56,9 +56,14 @@ def test_an_error_surfaces_where_its_item_would_have_come() -> None:
         return n
 
     seen: list[int] = []
-    with pytest.raises(KeyError, match="three"), ahead(make, range(10)) as items:
-        for item in items:
-            seen.append(item)
+
+    def read() -> None:
+        with ahead(make, range(10)) as items:
+            for item in items:
+                seen.append(item)
+
+    with pytest.raises(KeyError, match="three"):
+        read()
     assert seen == [0, 1, 2]
     assert not producers()
 
@@ -73,6 +78,8 @@ def test_leaving_early_stops_the_thread_even_while_it_waits_for_room() -> None:
 
 class Album(TensorData):
     """Rows of which some cannot be read; remembers what was asked for."""
+
+    in_memory = False  # as if they were decoded on the way
 
     def __init__(self, bad: dict[str, str], rows: int = 12) -> None:
         x = torch.arange(float(rows))[:, None]
@@ -110,6 +117,20 @@ def test_screening_finds_every_unreadable_row_and_the_rest_trains() -> None:
     assert subset.keys(np.array([2, 6])) == ["image-3", "image-8"]
     assert subset.batch(np.array([6]))["x"].item() == 8.0
     assert len(fit(nn.Linear(1, 1), subset, PLAIN, loss=squares)) == 2
+
+
+def test_what_is_learnt_is_the_same_with_and_without_the_thread() -> None:
+    class InMemory(Album):
+        in_memory = True
+
+    config = TrainingConfig(epochs=3, batch=4, lr=1e-3)
+    weights = []
+    for album in (Album({}), InMemory({})):
+        model = nn.Linear(1, 1)
+        nn.init.ones_(model.weight)
+        nn.init.zeros_(model.bias)
+        weights.append((fit(model, album, config, loss=squares), model.weight.item(), model.bias.item()))
+    assert weights[0] == weights[1]
 
 
 def test_a_row_error_survives_pickling() -> None:

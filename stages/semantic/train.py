@@ -1,0 +1,257 @@
+"""Training the two-level network: the whole of it, or its heads on features that are computed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.preprocess import Preprocess
+from stages.semantic.augment import AugmentConfig, vary, whole
+from stages.semantic.judge import Tally
+from stages.semantic.network import Heads, Outputs, TwoLevelConfig, TwoLevelNetwork, image_loss, new_network
+from stages.semantic.rules import check_rules, rules_for
+from stages.training import Progress, TrainingConfig, best_epoch, fit, row_seeds
+from stages.training_ahead import AHEAD, ahead
+from stages.training_data import Batch, Data, Subset, TensorData, gains_from_ahead, screen
+from stages.training_state import Checkpoints
+
+RECIPE = TrainingConfig(
+    epochs=20, batch=64, optimizer="adamw", lr=1e-3, weight_decay=1e-4, warmup=0.1, clip=5.0, schedule="one_cycle"
+)
+METRICS = ("tune_loss", "coarse_accuracy", "fine_exact", "ia")
+
+
+@dataclass(frozen=True)
+class TwoLevelTraining:
+    """All that a training's result depends on, beside its data and its backbone.
+
+    ``augment`` None trains on the plain images. A frozen backbone sees each training image in ``views`` fixed forms:
+    the first is the plain image, the others are augmented once and for all. ``rules[0]`` (by default that of the
+    loss) judges the fine sets of the tune split. ``skip_unreadable`` leaves rows out that cannot be read, and lists
+    them; without it the first such row ends the training.
+    """
+
+    model: TwoLevelConfig
+    training: TrainingConfig = RECIPE
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    views: int = 1
+    rules: tuple[str, ...] = ()
+    threshold: float = 0.7
+    relative: float = 0.5
+    skip_unreadable: bool = False
+    evaluate_batch: int = field(default=64, metadata={"fingerprint": False})
+
+    def __post_init__(self) -> None:
+        check_rules(self.rules)
+        if self.views < 1 or (self.views > 1 and (self.augment is None or not self.model.freeze)):
+            raise ValueError(f"views {self.views}: more than 1 needs a frozen backbone and augment")
+        if self.training.monitor not in (None, "loss", *METRICS):
+            raise ValueError(
+                f"monitor {self.training.monitor!r} is not measured: it is loss or one of {', '.join(METRICS)}"
+            )
+
+    @property
+    def judged_by(self) -> tuple[str, ...]:
+        return () if self.model.coarse_only else self.rules or rules_for(self.model.loss)
+
+    @property
+    def varied(self) -> bool:
+        """Are training images augmented at all?"""
+        return self.augment is not None and (not self.model.freeze or self.views > 1)
+
+    @property
+    def train_frame(self) -> Preprocess:
+        """How training images are best held: 8/7 of the input's size where crops are taken from them."""
+        if not self.varied:
+            return self.preprocess
+        height, width = self.preprocess.size
+        return replace(self.preprocess, size=(round(height * 8 / 7), round(width * 8 / 7)), resize=None)
+
+
+def train_two_level(
+    backbone: nn.Module,
+    data: Mapping[str, Data],
+    config: TwoLevelTraining,
+    checkpoints: Checkpoints | None = None,
+    *,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    log: Callable[[str], None] | None = None,
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Trains on ``data["train"]``, watches ``data["tune"]`` where there is one; goes on from ``checkpoints``.
+
+    Args:
+        backbone: a classifier in eval mode; a copy of it is trained.
+        data: batches of ``image`` uint8 [B, 3, h, w] (train: as `TwoLevelTraining.train_frame` makes them; tune: at
+            the input's size), ``fine`` multi-hot [B, F] and ``coarse`` int64 [B] (-1: none).
+        wrap: puts the network on the device and, with ``world`` > 1, into DistributedDataParallel.
+
+    Returns:
+        The files of the trained network, and facts: model, preprocess, features, history, best_epoch, metrics (of the
+        best epoch), rows, unreadable, rules.
+
+    Raises:
+        ValueError: too few rows, a row that cannot be read, a monitor without a tune split, and what ``fit`` raises.
+    """
+    device = torch.device(device)
+    say = log if log is not None and rank == 0 else _quiet
+    unreadable: dict[str, dict[str, str]] = {split: {} for split in data}
+    if config.skip_unreadable:
+        data = {split: _screened(split, rows, unreadable, say) for split, rows in data.items()}
+    monitored = config.training.monitor in METRICS
+    if monitored and "tune" not in data:
+        raise ValueError(f"monitor {config.training.monitor!r} is measured on the tune split: give one, or no monitor")
+    network = new_network(backbone, config.model, config.preprocess.size, config.training.seed).to(device)
+    say(f"features: {network.described['layer']} ({network.described['width']}), {network.described['why']}")
+    counted = {split: len(rows) for split, rows in data.items()}
+    learner: nn.Module = network
+    forward: Callable[[nn.Module, Batch], Outputs] = partial(_from_pixels, config.preprocess)
+    augment: Callable[[Batch, np.ndarray], Batch] | None = partial(_augmented, config)
+    if config.model.freeze:
+        data = {split: _computed(network, split, rows, config, device, say) for split, rows in data.items()}
+        learner, forward, augment = network.heads, _from_features, None
+    tune = data.get("tune")
+    history = fit(
+        wrap(learner) if wrap is not None else learner,
+        data["train"],
+        config.training,
+        checkpoints,
+        loss=lambda model, batch: image_loss(forward(model, batch), batch, config.model).mean(),
+        evaluate=None if tune is None else lambda model: measure(model, tune, config, forward, device),
+        augment=augment,
+        progress=partial(_tell, say),
+        device=device,
+        rank=rank,
+        world=world,
+    )
+    best = best_epoch(history, config.training) if config.training.monitor else len(history) - 1
+    facts = {
+        "model": asdict(config.model),
+        "preprocess": asdict(config.preprocess),
+        "features": network.described,
+        "history": history,
+        "best_epoch": best + 1,
+        "metrics": history[best],
+        "rows": counted,
+        "unreadable": unreadable,
+        "rules": list(config.judged_by),
+    }
+    return network.to_files(), facts
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    data: Data,
+    config: TwoLevelTraining,
+    forward: Callable[[nn.Module, Batch], Outputs],
+    device: torch.device,
+) -> dict[str, float]:
+    """Mean loss, and the shares of images right: coarse class, fine set, both (``ia``)."""
+    tally = Tally(config.judged_by[:1], config.threshold, config.relative)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    depth = AHEAD if gains_from_ahead(data, device.type == "cuda") else 0
+    with ahead(data.batch, _slices(len(data), config.evaluate_batch), depth) as batches:
+        for batch in batches:
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with _autocast(config.training.precision, device):
+                outputs = forward(model, batch)
+            total += image_loss(outputs, batch, config.model).double().sum()
+            heads = model if isinstance(model, Heads) else cast(TwoLevelNetwork, model).heads
+            scores = None if outputs.fine is None else heads.scores(outputs.fine).cpu().numpy()
+            tally.add(scores, outputs.coarse.float().cpu().numpy(), batch["fine"].cpu(), batch["coarse"].cpu())
+    return {"tune_loss": float(total) / max(1, len(data)), **tally.shares()}
+
+
+def _from_pixels(preprocess: Preprocess, model: nn.Module, batch: Batch) -> Outputs:
+    pixels = preprocess.normalise(batch["image"])
+    return model(pixels.contiguous(memory_format=torch.channels_last))
+
+
+def _from_features(model: nn.Module, batch: Batch) -> Outputs:
+    return model(batch["features"])
+
+
+def _augmented(config: TwoLevelTraining, batch: Batch, seeds: np.ndarray) -> Batch:
+    size, image = config.preprocess.size, batch["image"]
+    return batch | {"image": whole(image, size) if config.augment is None else vary(image, seeds, config.augment, size)}
+
+
+@torch.no_grad()
+def _computed(
+    network: TwoLevelNetwork,
+    split: str,
+    data: Data,
+    config: TwoLevelTraining,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> TensorData:
+    """The features of all rows, in every view; their keys name the view."""
+    began, views = time.perf_counter(), config.views if split == "train" else 1
+    network.eval()
+    network.features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    names: list[list[str]] = [[] for _ in range(views)]
+    found: list[list[Tensor]] = [[] for _ in range(views)]
+    labels: dict[str, list[Tensor]] = {"fine": [], "coarse": []}
+    slices = list(_slices(len(data), config.evaluate_batch))
+    with ahead(data.batch, slices) as batches:
+        for rows, batch in zip(slices, batches, strict=True):
+            keys = list(data.keys(rows))
+            for name, parts in labels.items():
+                parts.append(batch[name])
+            image = batch["image"].to(device)
+            for view in range(views):
+                shown = whole(image, config.preprocess.size)
+                if view and config.augment is not None:
+                    seeds = row_seeds(config.training.seed, view, keys)
+                    shown = vary(image, seeds, config.augment, config.preprocess.size)
+                pixels = config.preprocess.normalise(shown).contiguous(memory_format=torch.channels_last)
+                with _autocast(config.training.precision, device):
+                    features = network.features(pixels)
+                found[view].append(features.float().cpu())
+                names[view] += [f"{key}#{view}" for key in keys]
+    seconds = time.perf_counter() - began
+    say(f"features of {len(data)} images of {split} x {views} ({seconds:.1f} s)")
+    again = {name: torch.cat(parts * views) for name, parts in labels.items()}
+    return TensorData(list(chain(*names)), features=torch.cat(list(chain(*found))), **again)
+
+
+def _screened(split: str, data: Data, unreadable: dict[str, dict[str, str]], say: Callable[[str], None]) -> Data:
+    rows, bad = screen(data)
+    unreadable[split] = bad
+    if bad:
+        say(f"{len(bad)} of {len(data)} images of {split} cannot be read and are left out, first {next(iter(bad))}")
+    return Subset(data, rows) if bad else data
+
+
+def _slices(rows: int, size: int) -> list[np.ndarray]:
+    return [np.arange(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
+
+
+def _tell(say: Callable[[str], None], progress: Progress) -> None:
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {progress.metrics[name]:.3f}"
+        for name in ("loss", *METRICS)
+        if name in progress.metrics
+    )
+    say(f"epoch {progress.epoch}/{progress.epochs}: {told} ({progress.seconds:.1f} s)")
+
+
+def _quiet(line: str) -> None:
+    """Only rank 0 speaks, and only if asked."""
