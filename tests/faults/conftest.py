@@ -1,4 +1,4 @@
-"""One Ray session for each module here, with the toys importable by every worker."""
+"""One Ray session for all modules here, with the toys importable by every worker."""
 
 from __future__ import annotations
 
@@ -15,17 +15,28 @@ if HERE not in sys.path:
     sys.path.insert(0, HERE)
 
 
+_SHARED: dict[str, str] = {}  # the address of the session that the last module left behind
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A Ray session of two CPUs; gives the address that other drivers can join."""
+    """A Ray session of two CPUs; gives the address that other drivers can join.
+
+    Starting one takes longer than most tests, so the next module that wants one finds it. A module that starts
+    another of its own shuts this one down first.
+    """
     import ray
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = HERE
-    ray.shutdown()
-    context = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
+    address = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+    if address is None or address != _SHARED.get("address"):
+        ray.shutdown()
+        context = ray.init(
+            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+        _SHARED["address"] = context.address_info["gcs_address"]
+    yield _SHARED["address"]
     if before is None:
         del os.environ["PYTHONPATH"]
     else:

@@ -26,17 +26,21 @@ def events(run, kind):
 
 
 @pytest.mark.parametrize("fault", ["mid-shard", "before receipt", "after receipt"])
-def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path, rows_of, undisturbed, fault):
+def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path, rows_of, undisturbed, fault, capfd):
     (tmp_path / "markers").mkdir()
     run = tmp_path / "run"
     outcome = execute(toy_job(200, fault=fault, markers=str(tmp_path / "markers")), str(run), QUIET)
     assert outcome.exit_code == 0
     assert outcome.totals["measure"] == {"ok": 200, "filtered": 0, "failed": 0}
-    assert events(run, "death"), "nothing was killed: this test shows nothing"
+    assert len(list((tmp_path / "markers").iterdir())) == 3, "workers were not killed: this test shows nothing"
+    assert events(run, "death")
     assert rows_of(run).equals(undisturbed)
     receipts = [json.loads(file.read_text()) for file in (run / "measure/all/receipts").iterdir()]
     named = {receipt["files"][0]["name"] for receipt in receipts}
     assert {f.name for f in (run / "measure/all").glob("part-*")} == named, "orphans are left"
+    said = capfd.readouterr()
+    assert "a worker was lost in shard" in said.err
+    assert "A worker died" not in said.out + said.err, "Ray tells the same again"
 
 
 def test_a_key_that_always_kills_is_quarantined_alone(cluster, tmp_path, rows_of, undisturbed):

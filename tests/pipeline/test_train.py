@@ -192,6 +192,7 @@ class TestUnderRay:
     def session(self) -> Any:
         import ray
 
+        ray.shutdown()
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
         yield
         ray.shutdown()
