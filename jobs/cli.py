@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Outcome and write_report(run_url) -> path; it may have plan_lines(config, job, estimates) -> what `plan` says more.
 JOBS = {
     "chip": ("jobs.chip", "ChipConfig", "CHIP: which channels of a network tell a class, and where they look."),
+    "compare": ("jobs.compare", "CompareJobConfig", "Every method on the same images, by every measure, in one table."),
     "coco": ("jobs.coco", "CocoConfig", "Filter a COCO-format dataset and relabel it at two levels."),
     "semantic": (
         "jobs.semantic",

@@ -87,7 +87,7 @@ class CompareJobConfig(JobConfig):
     model: Network
     data: CompareData
     methods: tuple[str, ...] = METHODS
-    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)  # of methods, by name: {lime: {samples: 500}}
     layers: tuple[str, ...] | None = None  # absent: those of the CHIP run, else first_conv and last_conv
     chip: Location | None = None  # a solved CHIP run, for chip, refined_chip and guided_chip
     objects: LocationOrName | dict[str | int, Any] | None = None
@@ -100,7 +100,9 @@ class CompareJobConfig(JobConfig):
         if needs and self.chip is None:
             raise ValueError(f"{', '.join(needs)} take channel weights from a solved CHIP run: name it as chip: RUN")
         try:
-            CompareConfig(methods=self.methods, options=self.options, layers=self.layers or ("first_conv", "last_conv"))
+            CompareConfig(
+                methods=self.methods, options=self.parameters, layers=self.layers or ("first_conv", "last_conv")
+            )
         except LookupError as error:
             raise ValueError(str(error.args[0])) from error
         return self
@@ -150,7 +152,7 @@ def stage_config(config: CompareJobConfig, network: LoadedNetwork, layers: tuple
     return CompareConfig(
         methods=config.methods,
         layers=layers,
-        options=config.options,
+        options=config.parameters,
         thresholds=asked.thresholds,
         alphas=asked.alphas,
         preprocess=Preprocess(**network.preprocess),
