@@ -53,7 +53,8 @@ def learnt(run: Path) -> Trained:
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
     lines = [line for file in sorted((run / "events").glob("*.jsonl")) for line in file.read_text().splitlines()]
-    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+    found = [event for event in map(json.loads, lines) if event["kind"] == kind]
+    return sorted(found, key=lambda event: event["at"])  # of several drivers
 
 
 @pytest.fixture(scope="module")
