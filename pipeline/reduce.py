@@ -25,6 +25,7 @@ from pipeline.shards import Receipt, Shards
 from pipeline.signals import RunStopped
 from pipeline.steps import Reduction
 from pipeline.storage import Folder
+from pipeline.waiting import Patience, cluster_has, in_words, is_free
 
 LEAF_SHARDS = 256  # a leaf is one task
 
@@ -133,6 +134,12 @@ def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event
     run = {f: ray.remote(f).options(**options) for f in (add_leaf, _merge_task, _finish_task, _whole_task)}
     waiting = list(todo)
     flying: dict[Any, int] = {}
+    wanted = {"CPU": 1.0} | ({"GPU": 1.0} if "num_gpus" in options else {})
+    # Which of its tasks run, Ray does not tell: only that nothing was free, and that nothing is done since.
+    starved = not is_free(wanted)
+    patience = Patience(
+        progress.say, lambda: f"waits for {in_words(wanted)} a task, and none was free; {cluster_has()}"
+    )
     while waiting or flying:
         while waiting and len(flying) < in_flight:
             block = waiting.pop(0)
@@ -142,6 +149,9 @@ def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event
             flying.pop(finished)
             _result(finished, reducing.name)
             progress.shard_done({"ok": 1})
+            starved = False
+        if starved:
+            patience.tick()
         if stop.is_set():
             for left in flying:
                 with contextlib.suppress(Exception):

@@ -28,7 +28,7 @@ from pipeline.shards import Receipt
 from pipeline.signals import RunStopped, Stop
 from pipeline.slices import is_out_of_memory
 from pipeline.storage import Folder, UnreachableError
-from pipeline.waiting import Patience, cluster_has, cpu_is_free
+from pipeline.waiting import Patience, cluster_has, is_free
 from pipeline.worker import Done, Stopped, Task, Work
 
 IN_FLIGHT = 2  # shards of one actor: the next decodes while this one computes
@@ -36,6 +36,7 @@ _TICK_S = 0.5
 _STOP_S = 15.0  # how long the slices in hand may take to finish
 _SAMPLES = 4  # micro-runs, each on other rows, before a step is given up
 _DEATHS_IN_A_ROW = 100  # without a commit in between: one bad row costs at most about 30
+_DECODER = {"CPU": 1.0}  # what a decode task wants
 _ERRORS = 3  # of one shard: exceptions of the engine or the storage, which may pass
 
 
@@ -78,7 +79,7 @@ class Runner:
         """The micro-run's answer, unless asked to stop."""
 
         def tell() -> str:
-            if self.pool.mode != "spread" or cpu_is_free():
+            if self.pool.mode != "spread" or is_free(_DECODER):
                 return ""
             return f"step '{work.step.name}': its micro-run may wait for a CPU to decode on; {cluster_has()}"
 
@@ -164,7 +165,7 @@ class _Loop:
     def _undecoded(self) -> str:
         attempts = [(task.name, task.attempt) for _, task in self._flying.values()]
         with contextlib.suppress(ray.exceptions.RayError):
-            if not cpu_is_free() and not ray.get(self._ledger.begun.remote(attempts), timeout=5):
+            if not is_free(_DECODER) and not ray.get(self._ledger.begun.remote(attempts), timeout=5):
                 return f"waiting for a CPU to decode on, 1 for each task; {cluster_has()}"
         return ""
 

@@ -24,7 +24,7 @@ from pipeline.remote_errors import told_cause
 from pipeline.signals import Stop
 from pipeline.storage import Folder, UnreachableError
 from pipeline.train import Channel, Material, TrainingFunction, work
-from pipeline.waiting import Patience, cluster_has
+from pipeline.waiting import Patience, cluster_has, in_words
 
 FREE_RETRIES = 20  # lost workers in a row without a new checkpoint in between
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
@@ -85,8 +85,7 @@ class _Attempt:
     def go(self) -> BaseException | None:
         """None when training is done, else what ended it. Raises RunStopped."""
         lines = Queue(actor_options={"num_cpus": 0})
-        each = ", ".join(f"{n:g} {name}" for name, n in self._resources.items())
-        wanted = f"{self._workers} training worker{'s' * (self._workers != 1)} of {each}"
+        wanted = f"{self._workers} training worker{'s' * (self._workers != 1)} of {in_words(self._resources)}"
         patience = Patience(self._channel.log, lambda: f"waiting for {wanted}; {cluster_has()}")
         # Ray's own records of the trial are of no use afterwards: the run folder holds what counts.
         with tempfile.TemporaryDirectory(prefix="raylens-train-") as scratch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 _FIRST_S, _EVERY_S = 10.0, 60.0
 
@@ -33,11 +33,17 @@ class Patience:
             self._say(told)
 
 
-def cpu_is_free() -> bool:
-    """Whether a task of one CPU could begin somewhere now."""
+def is_free(wanted: Mapping[str, float]) -> bool:
+    """Whether the cluster has these resources to spare now; on one node or on several."""
     import ray
 
-    return bool(ray.available_resources().get("CPU", 0) >= 1)
+    free = ray.available_resources()
+    return all(free.get(name, 0.0) >= count for name, count in wanted.items())
+
+
+def in_words(wanted: Mapping[str, float]) -> str:
+    """``1 CPU and 0.5 GPU``"""
+    return " and ".join(f"{count:g} {name}" for name, count in wanted.items())
 
 
 def cluster_has() -> str:

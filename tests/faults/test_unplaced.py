@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import toy_job
+from toys import Sum, SumConfig, toy_job
 
 from pipeline import plan as plans
 from pipeline.estimate import Measured
@@ -48,6 +48,30 @@ def taking(**resources: float) -> Any:
     hog = ray.remote(Greedy).options(**resources).remote()
     ray.get(hog.ready.remote())
     return hog
+
+
+def test_a_reduction_without_a_free_cpu_says_so(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from pipeline.reduce import Reducing, reduce_on_ray
+
+    monkeypatch.setattr("pipeline.waiting._FIRST_S", 0.5)
+    stop = Stop()
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        stop.set()
+
+    hog = taking(num_cpus=1)
+    with Progress("sum", 1, stream=sys.stderr) as progress:
+        monkeypatch.setattr(progress, "say", say)
+        with pytest.raises(RunStopped):
+            reduce_on_ray(Reducing("sum", Sum(SumConfig(blocks=1)), str(tmp_path), ()), [0], stop, progress)
+    ray.kill(hog)
+    assert said == [
+        "waits for 1 CPU a task, and none was free; the cluster has 1 node with 1 CPU (0 free) and 1 GPU (1 free)"
+    ]
 
 
 @pytest.mark.parametrize(
