@@ -3,18 +3,22 @@
 RUN/scenes/      drawn images and COCO annotations
 RUN/backbone/    the trained network and its checkpoints
 RUN/chip/        a CHIP run on it, with its report
+RUN/coco/        the scenes filtered and relabelled at two levels, with a report
+RUN/semantic/    two-level networks on the kept scenes, with a report
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from jobs import chip
+from jobs import chip, demo_semantic
 from jobs.config import check
 from jobs.demo_network import SCENES, SIZE, train_backbone
 from jobs.scenes import CLASS_NAMES, write_scenes
@@ -30,27 +34,81 @@ SEED = 0
 METHODS = ("chip", "refined_chip", "chip:first_conv", "grad_cam", "gradient")
 
 
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """What every part is given."""
+
+    root: Path
+    full: bool
+    say: Callable[[str], None]
+
+
 def run(run_url: str, *, full: bool = False, say: Callable[[str], None] = print) -> int:
     """The whole demo in a local folder; a rerun goes on where it stopped. Returns the exit status."""
     if "://" in run_url:
         raise UsageError("the demo draws its images on this machine", where=run_url, cure="give --run a local folder")
-    root, clock = Path(run_url).resolve(), Clock(say)
-    threads = cpu_count()
-    with clock.step(f"drawing {sum(SCENES.values()):,} scenes"):
-        instances = _scenes(root / "scenes", threads)
-    with clock.step("starting Ray"):
-        connect(Resources())
-    with clock.step("training a small VGG on them"):
-        trained = train_backbone(Folder(str(root / "backbone")), instances, workers=1, threads=threads, log=say)
-        Folder(str(root / "backbone")).write("network.safetensors", trained.files["network.safetensors"])
-        say(f"it is right on {100 * trained.facts['val_accuracy']:.1f} % of {SCENES['val']} scenes it never saw")
-    with clock.step("CHIP on two of its layers"):
-        config = chip_config(root, full=full)
-        outcome = chip.run(config, str(root / "chip"), config.options(say=say))
-        _tell_errors(root, outcome.fingerprints["metrics"], say)
+    demo, clock = Demo(Path(run_url).resolve(), full, say), Clock(say)
+    codes = []
+    for name, part in PARTS:
+        with clock.step(name):
+            codes.append(part(demo))
     clock.total()
-    say(f"open {root / 'chip/report' / outcome.fingerprints['metrics'][:8] / 'index.html'} in a browser")
+    for report in sorted(demo.root.glob("*/report/*/index.html"), key=lambda path: path.stat().st_mtime):
+        say(f"open {report} in a browser")
+    return max(codes)
+
+
+def _draw(demo: Demo) -> int:
+    _scenes(demo.root / "scenes", cpu_count())
+    return 0
+
+
+def _start_ray(demo: Demo) -> int:
+    connect(Resources())
+    return 0
+
+
+def _train(demo: Demo) -> int:
+    folder, instances = Folder(str(demo.root / "backbone")), _scenes(demo.root / "scenes", cpu_count())
+    trained = train_backbone(folder, instances, workers=1, threads=cpu_count(), log=demo.say)
+    folder.write("network.safetensors", trained.files["network.safetensors"])
+    demo.say(f"it is right on {100 * trained.facts['val_accuracy']:.1f} % of {SCENES['val']} scenes it never saw")
+    return 0
+
+
+def _chip(demo: Demo) -> int:
+    config = chip_config(demo.root, full=demo.full)
+    outcome = chip.run(config, str(demo.root / "chip"), config.options(say=demo.say))
+    _tell_errors(demo.root, outcome.fingerprints["metrics"], demo.say)
     return outcome.exit_code
+
+
+def _coco(demo: Demo) -> int:
+    return demo_semantic.filtered(demo.root, demo.say)
+
+
+def _semantic(demo: Demo) -> int:
+    return demo_semantic.two_levels(demo.root, network_section(demo.root), demo.say, full=demo.full)
+
+
+PARTS: tuple[tuple[str, Callable[[Demo], int]], ...] = (
+    (f"drawing {sum(SCENES.values()):,} scenes", _draw),
+    ("starting Ray", _start_ray),
+    ("training a small VGG on them", _train),
+    ("CHIP on two of its layers", _chip),
+    ("the scenes filtered and relabelled at two levels", _coco),
+    ("two-level networks on the kept scenes", _semantic),
+)
+
+
+def network_section(root: Path) -> dict[str, Any]:
+    """The shared backbone, as the model section of a config."""
+    return {
+        "name": "jobs.demo_network:small_vgg",
+        "weights": str(root / "backbone/network.safetensors"),
+        "preprocess": {"size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3},
+        "classes": list(CLASS_NAMES),
+    }
 
 
 def chip_config(root: Path, *, full: bool = False) -> chip.ChipConfig:
@@ -63,12 +121,7 @@ def chip_config(root: Path, *, full: bool = False) -> chip.ChipConfig:
 
     values = {
         "seed": SEED,
-        "model": {
-            "name": "jobs.demo_network:small_vgg",
-            "weights": str(root / "backbone/network.safetensors"),
-            "preprocess": {"size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3},
-            "classes": list(CLASS_NAMES),
-        },
+        "model": network_section(root),
         "data": {"fit": split("train") | ({"limit": fit} if fit else {}), "tune": split("tune"), "eval": split("val")},
         "sweep": {"classes": "all"},
         "localize": {
