@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 JOBS = {
     "chip": ("jobs.chip", "ChipConfig", "CHIP: which channels of a network tell a class, and where they look."),
     "compare": ("jobs.compare", "CompareJobConfig", "Every method on the same images, by every measure, in one table."),
+    "gfi": ("jobs.gfi", "GfiConfig", "Guided feature inversion: a mask of what a network needs to see its class."),
     "coco": ("jobs.coco", "CocoConfig", "Filter a COCO-format dataset and relabel it at two levels."),
     "semantic": (
         "jobs.semantic",
