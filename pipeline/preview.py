@@ -16,7 +16,7 @@ from pipeline.run import Run
 from pipeline.shards import Shards
 from pipeline.steps import Job, Measure, Train
 from pipeline.train import refuse_other
-from pipeline.trainings import training
+from pipeline.trainings import epochs_wanted, training
 from pipeline.worker import Work, Worker
 
 
@@ -95,7 +95,7 @@ def preview_trainings(job: Job, url: str) -> list[TrainingPreview]:
         if listed and begun.fields:
             keys = {split: run.key_table(split).digest for split in step.splits}
             refuse_other(begun.folder, plans.train_fields(step, job.limits, keys))
-        wanted = dataclasses.replace(begun, fields=plans.train_fields(step, job.limits, {})).epochs
+        wanted = epochs_wanted(plans.train_fields(step, job.limits, {}))
         found.append(TrainingPreview(step.name, images, wanted, begun.reached, begun.complete))
     return found
 

@@ -127,7 +127,7 @@ def _training(found: trainings.Training, described: dict[str, Any]) -> TrainingS
         url=found.folder.url,
         current=any(s["name"] == found.name for s in described["steps"]),
         epochs=found.reached,
-        wanted=found.epochs,
+        wanted=trainings.epochs_wanted(found.fields),
         complete=found.complete,
         digest=found.digest,
         checkpoints=found.checkpoints,

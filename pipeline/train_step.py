@@ -19,7 +19,7 @@ from pipeline.run import Run
 from pipeline.signals import Stop
 from pipeline.steps import Job, Train
 from pipeline.train import Epoch, Material, refuse_other, train
-from pipeline.trainings import training
+from pipeline.trainings import epochs_wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,8 @@ class TrainStep:
         if workers and gpus:
             free_gpus()
         done = CommittedCheckpoints(folder.child("checkpoints")).newest()
-        total = dataclasses.replace(training(name, folder), fields=fields).epochs
         events.say("train", step=name, workers=workers, gpus_per_worker=gpus, checkpoint=done)
-        with Progress(name, total or 0, done=done, unit="epochs", workers=workers) as progress:
+        with Progress(name, epochs_wanted(fields) or 0, done=done, unit="epochs", workers=workers) as progress:
             told = _Told(name, progress, events, done)
             material = Material(
                 self.run.keys.url, self.step.splits, self.step.inputs, self.job.limits, self.options.code_path

@@ -37,19 +37,19 @@ class Training:
         return self.checkpoints[0] if self.checkpoints else 0
 
     @property
-    def epochs(self) -> int | None:
-        """How many are wanted: the field that the trainer's config calls so, if it does."""
-        for name, value in self.fields.items():
-            if name.startswith("config.") and name.rpartition(".")[2] == "epochs" and isinstance(value, int):
-                return value
-        return None
-
-    @property
     def places(self) -> list[tuple[str, Folder]]:
         """Everything that is committed by a receipt, by a name for messages."""
         under = self.folder.child("checkpoints")
         found = [(f"{self.name} checkpoint {name}", under.child(name)) for name in under.folders() if name.isdigit()]
         return [*found, (f"{self.name} result", self.folder.child("result"))]
+
+
+def epochs_wanted(fields: Mapping[str, Any]) -> int | None:
+    """The number that the trainer's config calls so, of a training's fingerprint fields; None where it has none."""
+    for name, value in fields.items():
+        if name.startswith("config.") and name.rpartition(".")[2] == "epochs" and isinstance(value, int):
+            return value
+    return None
 
 
 def training(name: str, folder: Folder) -> Training:
