@@ -121,6 +121,8 @@ def train_two_level(
     if config.model.freeze:
         data = {split: _computed(network, split, rows, config, device, say) for split, rows in data.items()}
         learner, forward, augment = network.heads, _from_features, None
+    if config.training.channels_last:  # before it is wrapped: DistributedDataParallel keeps the layout it meets
+        learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tune = data.get("tune")
     history = fit(
         wrap(learner) if wrap is not None else learner,
