@@ -182,6 +182,24 @@ def report(run: RunArgument) -> None:
     print(importlib.import_module(JOBS[name][0]).write_report(run))
 
 
+@app.command(help="Write a run's boxes and masks for annotation tools: COCO, Pascal VOC, YOLO, CSV, PNG.")
+def export(
+    run: RunArgument,
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="coco-results, coco, voc, yolo, csv or png.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="A new or empty folder on this machine.")],
+    method: Annotated[str, typer.Option(help="Whose boxes; else the first of the run.")] = "",
+    split: Annotated[str, typer.Option(help="Whose images; else eval.")] = "",
+    threshold: Annotated[float | None, typer.Option(help="Of the map; else what the run chose.")] = None,
+    score: Annotated[float, typer.Option(help="Leave out detections less probable than this.")] = 0.0,
+    min_area: Annotated[float, typer.Option("--min-area", help="Leave out detections of fewer pixels.")] = 0.0,
+) -> None:
+    from jobs.export import Asked, lines
+    from jobs.export import export as write
+
+    asked = Asked(form, method, split, threshold, score, min_area)
+    _print(lines(write(run, out, asked), out))
+
+
 @app.command(help="Draw data, train a network on it, explain it: needs nothing from outside, ends with a report.")
 def demo(
     run: Annotated[str, typer.Option("--run", metavar="URL", help="Where the demo goes.")] = "runs/demo",

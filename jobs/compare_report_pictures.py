@@ -44,9 +44,8 @@ def _rows(data: CompareReportData, row: Row, key: Row) -> list[tuple[str, str, l
     out = []
     for number, asked in enumerate(row["asked"]):
         name = class_name(data.names, asked)
-        rank = list(row["classes"]).index(asked) if asked in row["classes"] else -1
-        score = f" ({row['scores'][rank]:.2f})" if rank >= 0 else ""
-        predicted = "" if rank == 0 else f" · predicted: {class_name(data.names, row['classes'][0])}"
+        score = f" ({row['asked_scores'][number]:.2f})"
+        predicted = "" if asked == row["classes"][0] else f" · predicted: {class_name(data.names, row['classes'][0])}"
         cells = [overlay.Cell(image, f"{row['key']}, {name}", boxes=boxes if number == 0 else [], missing=reason)]
         cells += [_cell(data, row, m, number, image, boxes, reason) for m in data.methods]
         out.append((row["key"] if number == 0 else "", f"{name}{score}{predicted}", cells))
