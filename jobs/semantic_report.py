@@ -70,7 +70,7 @@ def _cards(data: SemanticReportData) -> list[Card]:
             rule = shown.variant.rules[0]
             indexes = found["rules"][rule]["set"]
             cards.append(Card("IA", show(indexes["IA"]["value"], 3), f"both levels right; {_rule(data, rule)}"))
-            both = " / ".join(show(indexes[name]["value"], 2) for name in ("IP", "IR"))
+            both = " / ".join(show(indexes[name]["value"], 3) for name in ("IP", "IR"))
             cards.append(Card("IP / IR", both, "in the paper, IP is above IR for every network"))
     done = sum(r.measured is not None for r in data.results)
     cards.append(Card("Networks", f"{done} of {len(data.results)}", "trained and measured"))
