@@ -14,7 +14,7 @@ from stages.coco.rule import READINGS
 TAXONOMY = Path(__file__).parent / "taxonomies" / "scenes.yaml"
 # The shared backbone stays as it is, and its features are computed once; --full trains the whole network.
 QUICK: dict[str, Any] = {
-    "epochs": 15, "batch": 64, "lr": 0.03, "freeze": True, "augment": None, "checkpoint_every": 5,
+    "epochs": 30, "batch": 64, "lr": 0.03, "freeze": True, "augment": None, "checkpoint_every": 10,
 }  # fmt: skip
 FULL: dict[str, Any] = {"epochs": 8, "batch": 32, "lr": 0.001, "augment": {"scale": [0.7, 1.0]}}
 
