@@ -95,7 +95,10 @@ def errors(data: Path | None, images: int, gates: int, device: torch.device) -> 
                     "relative_to_centred_g": float(away.norm() / centred.norm()),
                 }
             )
-            print("  ".join(f"{k} {v:.2e}" if isinstance(v, float) else f"{v:10s}" for k, v in rows[-1].items()))
+            print(
+                "  ".join(f"{k} {v:.2e}" if isinstance(v, float) else f"{v:10s}" for k, v in rows[-1].items()),
+                flush=True,
+            )
     return rows
 
 
@@ -172,7 +175,7 @@ def main() -> None:
     args = parser.parse_args()
     data = Path(args.data) if args.data else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images, gates = (2, 10) if args.quick else (16, 50)
+    images, gates = (2, 10) if args.quick else (8, 25)
     result = {
         "bench": "precision",
         "device": str(device),
