@@ -41,8 +41,8 @@ class SweepConfig:
     output: Literal["softmax", "logits"] = "softmax"  # of g; f is always post-softmax
     shared_gates: bool = False  # one set of gates for all images
     preprocess: Preprocess = field(default_factory=Preprocess)
-    # Autocast, or the network's own type. On SqueezeNet, first and last layer, bfloat16 moves g by 3 % of its spread under
-    # the gates (0.06 at most), float16 by 0.3 % (0.004), float32 itself by 1e-6: tests/bench/precision.py.
+    # Autocast, or the network's own type. On SqueezeNet, first and last layer, bfloat16 moves g by 3 % of its spread
+    # under the gates (0.06 at most), float16 by 0.3 % (0.004), float32 itself by 1e-6: tests/bench/precision.py.
     precision: Literal["network", "bfloat16", "float16"] = "network"
     channels_last: bool = True
     draft: bool = False  # JPEGs decoded at 1/2 to 1/8 of their size, not below the input: faster, f moves a little
