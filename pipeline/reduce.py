@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.storage import Folder
 from pipeline.waiting import Patience, cluster_has, in_words, is_free
 
 LEAF_SHARDS = 256  # a leaf is one task
+_TOLD_S = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +138,7 @@ def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event
     flying: dict[Any, int] = {}
     wanted = {"CPU": 1.0} | ({"GPU": 1.0} if "num_gpus" in options else {})
     # Which of its tasks run, Ray does not tell: only that nothing was free, and that nothing is done since.
-    starved = not is_free(wanted)
+    starved = not _free_soon(wanted, stop)
     patience = Patience(
         progress.say, lambda: f"waits for {in_words(wanted)} a task, and none was free; {cluster_has()}"
     )
@@ -157,6 +159,15 @@ def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event
                 with contextlib.suppress(Exception):
                     ray.cancel(left, force=True)
             raise RunStopped
+
+
+def _free_soon(wanted: dict[str, float], stop: threading.Event) -> bool:
+    """Whether the cluster has these to spare. What an earlier step gave back is told with a delay."""
+    until = time.monotonic() + _TOLD_S
+    while not is_free(wanted):
+        if time.monotonic() >= until or stop.wait(0.1):
+            return False
+    return True
 
 
 def _submit(run: dict[Any, Any], reducing: Reducing, reference: Any, block: int) -> Any:
