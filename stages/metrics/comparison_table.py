@@ -119,25 +119,24 @@ def _scalars(metrics: ComparisonMetrics, state: State) -> list[dict[str, Any]]:
 
 
 def _pointing(metrics: ComparisonMetrics, state: State) -> list[dict[str, Any]]:
-    """Per class, and their mean; its standard error takes the classes as given and the images as drawn."""
+    """Per class, and their mean with the standard error of the classes' spread: many classes have one image or two."""
     out = []
     for index, method in enumerate(metrics.config.methods):
         for (tolerance, kind), measure in _POINTING.items():
-            shares, variances, total = [], [], 0
+            shares, total = [], 0
             for c, counts in sorted(state["pointing"].items()):
                 n, hits = (int(v) for v in counts[index, tolerance, kind])
                 if n:
                     share = hits / n
                     shares.append(share)
-                    variances.append(share * (1 - share) / n)
                     total += n
                     low, high = wilson_interval(share, n)
-                    se = math.sqrt(variances[-1])
+                    se = math.sqrt(share * (1 - share) / n)
                     row = _made(measure, share, se, method=method, n=n, class_id=None if c < 0 else c)
                     if c >= 0:
                         out.append(row | {"low": low, "high": high})
             if shares:
-                se = math.sqrt(sum(variances)) / len(shares)
+                se = float(np.std(shares, ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else se
                 out.append(_made(measure, sum(shares) / len(shares), se, method=method, n=total))
     return out
 
