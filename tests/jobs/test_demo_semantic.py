@@ -35,9 +35,11 @@ def test_the_scenes_are_what_the_coco_job_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_full_trains_the_whole_network_and_the_quick_demo_its_heads(tmp_path: Path, full: bool) -> None:
+def test_the_configs_train_three_networks_and_full_shows_each_scene_in_several_forms(
+    tmp_path: Path, full: bool
+) -> None:
     config = semantic_config(tmp_path / "coco", network_section(tmp_path), full=full)
-    assert config.training.freeze is not full
+    assert (config.training.views > 1) is full
     assert (config.splits.train, config.splits.tune, config.splits.eval) == ("train", "tune", "val")
     assert [v.name for v in variants(config)] == ["small_vgg_focal", "small_vgg_bce", "small_vgg_coarse"]
 
