@@ -91,4 +91,4 @@ def test_the_same_command_again_answers_and_changes_nothing(finished, project):
     assert {f: f.stat().st_mtime_ns for f in run.rglob("part-*.parquet")} == before
     other = raylens("gfi", project / "gfi.yaml", "--run", run, "--set", "gfi.preset=authors", cwd=project)
     assert other.returncode == 2
-    assert "config.preset: paper -> authors" in other.stderr
+    assert 'config.preset: "paper" -> "authors"' in other.stderr
