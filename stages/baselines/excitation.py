@@ -14,21 +14,26 @@ from stages.baselines.relevance import Affine, Relevance
 class Winners:
     """P(i | j) = x_i w_ij+ / sum_i x_i w_ij+, x the activations, no biases (equations 4 and 5).
 
-    ``contrast``: at the last learned call the same with the weights negated is taken away (section 3.4).
+    ``contrast``: at the last learned call the same with the weights negated is taken away (section 3.4). Where that
+    call is a convolution (SqueezeNet's, with pooling behind it), each of the two is shared out over all places at once,
+    as if the pooling came first: within a place they would cancel whatever is there.
     """
 
     def __init__(self, contrast: bool) -> None:
         self.contrast = contrast
 
     def affine(self, call: Affine, x: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
-        found = self._handed(call, call.weight, x, relevance)
         if self.contrast and call.top:
-            found = found - self._handed(call, -call.weight, x, relevance)
-        return found
+            return self._handed(call, call.weight, x, relevance) - self._handed(call, -call.weight, x, relevance)
+        return self._handed(call, call.weight, x, relevance)
 
     def _handed(self, call: Affine, weight: torch.Tensor, x: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
         weight, x = weight.clamp(min=0), x.clamp(min=0)
         total = call.run(x, weight, None)
+        if self.contrast and call.top and not call.dense:
+            everywhere = (2, 3)
+            share = _divide(relevance.sum(everywhere, keepdim=True), total.sum(everywhere, keepdim=True))
+            return x * call.back(weight, x, share.expand_as(total))
         return x * call.back(weight, x, _divide(relevance, total))
 
     def shares(self, terms: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -257,6 +257,19 @@ def test_probability_is_conserved_and_contrast_cancels(name: str) -> None:
     assert contrast.min() < 0 < contrast.max()
 
 
+def test_contrast_is_the_same_whether_pooling_comes_before_the_classifier_or_behind_it() -> None:
+    """Averaging and a 1x1 convolution commute, so these are one network; within a place the contrast would cancel."""
+    torch.manual_seed(1)
+    conv, head = nn.Conv2d(3, 6, 3), nn.Linear(6, 5, bias=False)
+    classifier = nn.Conv2d(6, 5, 1, bias=False)
+    classifier.weight.data.copy_(head.weight.data.view(5, 6, 1, 1))
+    behind = nn.Sequential(conv, nn.ReLU(), classifier, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
+    before = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double().eval()
+    maps = [ContrastiveMwp("1").maps(query(net.requires_grad_(False), layer="1")) for net in (behind, before)]
+    assert torch.allclose(*maps, atol=1e-12)
+    assert maps[0].abs().max() > 1e-3
+
+
 def test_c_mwp_takes_any_layer_by_name() -> None:
     net = network("vgg", biases=True)
     asked = Query(cut(net, ["1", "4"], X[:1]), X, TARGETS)
