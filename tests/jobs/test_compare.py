@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from jobs.compare import CompareJobConfig
 from jobs.compare_inputs import read_objects, resolved
 from jobs.compare_masks import Masks, with_masks
@@ -153,10 +155,10 @@ def test_a_rerun_has_nothing_to_do_and_another_setting_is_refused_with_a_diff(fi
 def test_mistakes_are_told_without_a_traceback(project: Path, settings: list[str], words: str) -> None:
     (project / "plain.yaml").write_text(COMPARE.replace("chip: CHIPRUN", "").replace(", chip]", "]"))
     sets = [w for s in settings for w in ("--set", s)]
-    done = raylens("compare", project / "plain.yaml", "--run", project / "never", *sets, cwd=project)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    done = CliRunner().invoke(app, ["compare", str(project / "plain.yaml"), "--run", str(project / "never"), *sets])
+    assert done.exit_code == 2
+    assert words in done.output
+    assert "Traceback" not in done.output
     assert not (project / "never").exists()
 
 

@@ -255,7 +255,7 @@ def test_what_is_wrong_with_a_config_is_told_at_once() -> None:
     for wrong, what in [
         ({"methods": ("gradcam",)}, "did you mean grad_cam"),
         ({"options": {"lime": {"sample": 3}}}, "did you mean samples"),
-        ({"options": {"occlusion": {}}}, "not among the methods"),
+        ({"options": {"oclusion": {}}}, "did you mean occlusion"),
         ({"methods": ("gradient", "gradient"), "options": {}}, "named twice"),
         ({"asks": "truth"}, "not one of the choices"),
         ({"thresholds": (0.5, 0.1)}, "ascending"),
