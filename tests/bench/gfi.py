@@ -3,10 +3,10 @@
     python tests/bench/gfi.py [--quick] [--threads 2] [--batch 8] [--compile]
 
 *loop* works as the released code does: one image, three whole forwards a step, parameters that require gradients, a
-Python loop over the channels. It is timed over a few steps of either stage and scaled to 11 + 69; ours runs whole and
-is timed for each stage. Both take turns, so that outside load falls on both. ``--flat`` runs many images and watches
-the memory. On a GPU: VGG-19, images a second and the share of the measured matmul peak, and how well masks in bfloat16
-agree with float32. The last line is JSON.
+Python loop over the channels. It is timed over a few steps of either stage and scaled to 11 + 69, as ours is; they take
+turns, so that outside load falls on both. ``--flat`` runs many images and watches the memory; ``--spread`` says how far
+single precision carries an image from itself (RAYLENS_TEST_DATA names the data). On a GPU: VGG-19, images a second and
+the share of the measured matmul peak, and how well masks in bfloat16 agree with float32. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -167,6 +167,43 @@ def flat(count: int) -> dict[str, Any]:
     return {"images": count, "peak_mb_early": round(marks[len(marks) // 10]), "peak_mb": round(marks[-1])}
 
 
+def spread(count: int, batch: int = 16, **changes: Any) -> dict[str, Any]:
+    """What float32 and 80 steps make of one rounding: real images one by one and in batches, SqueezeNet."""
+    import numpy as np
+    from PIL import Image
+
+    from pipeline.models import ModelSpec, load
+    from stages.preprocess import Preprocess
+
+    data = Path(os.environ["RAYLENS_TEST_DATA"])
+    network = load(ModelSpec(name="squeezenet1_0", weights=str(data / "weights/squeezenet1_0.safetensors")))
+    preprocess = Preprocess(**network.preprocess)
+    files = sorted((data / "ilsvrc_val/images").glob("*.jpg"))[:count]
+    pixels = np.stack([preprocess.pixels(np.asarray(Image.open(f).convert("RGB"))) for f in files])
+    x = preprocess.normalise(torch.from_numpy(pixels))
+    explainer = Explainer(network.module, x[:1], recipe("paper", **changes))
+    masks, scores = {}, {}
+    for size in (1, batch):
+        parts, kept = [], []
+        for piece in x.split(size):
+            begun = explainer.begin(piece, blurred(piece))
+            answer = explainer.answer(begun, begun.probabilities.argmax(dim=1))
+            mask = begun.problem.mask(answer.w)[:, 0]
+            parts.append(mask >= 1.5 * mask.mean((1, 2), keepdim=True))
+            kept.append(answer.kept_after)
+        masks[size], scores[size] = torch.cat(parts), torch.cat(kept)
+    overlap = (masks[1] & masks[batch]).sum((1, 2)) / (masks[1] | masks[batch]).sum((1, 2)).clamp(min=1)
+    moved = (scores[1] - scores[batch]).abs()
+    return {
+        "images": len(files),
+        "batch": batch,
+        "mask_iou_mean": round(float(overlap.mean()), 4),
+        "mask_iou_least": round(float(overlap.min()), 4),
+        "score_change_mean": round(float(moved.mean()), 5),
+        "score_change_most": round(float(moved.max()), 5),
+    }
+
+
 def on_gpu(quick: bool) -> dict[str, Any]:
     """VGG-19, both precisions: images a second, share of peak, and the agreement of the masks at twice their mean."""
     device = torch.device("cuda")
@@ -216,6 +253,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="give the network to torch.compile")
     parser.add_argument("--cpu-time", action="store_true", help="CPU seconds instead: on a machine that others use")
     parser.add_argument("--flat", type=int, default=0, help="also run so many images and watch the memory")
+    parser.add_argument("--spread", type=int, default=0, help="real images, one by one against in batches of 16")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -227,6 +265,8 @@ def main() -> None:
     result["threads"] = torch.get_num_threads()
     if args.flat:
         result["flat"] = flat(args.flat)
+    if args.spread:
+        result["spread"] = spread(args.spread)
     if torch.cuda.is_available():
         result["gpu"] = on_gpu(args.quick)
     result["load_average"] = round(os.getloadavg()[0], 2)
