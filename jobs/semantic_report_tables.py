@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.semantic_report_data import PAPER, Result, SemanticReportData, rule_title
+from jobs.semantic_report_data import CASES, PAPER, Result, SemanticReportData, rule_title
 from pipeline.report.blocks import Cell, Column, Group, Paragraph, Section, Table
-from pipeline.report.wording import NOTHING, counted, show
+from pipeline.report.wording import NOTHING, counted
 
 _HOW = (
     "An image's fine prediction is right iff its set of classes is exactly right. IA: both levels right, of all "
@@ -22,6 +22,7 @@ def section(data: SemanticReportData) -> Section:
         mine = [r for r in data.results if r.variant.kind == kind and r.measured]
         if mine:
             blocks.append(_indexes(data, mine, f"Table {number}. Interpretability indexes, {loss}"))
+            blocks.append(_cases(data, mine, f"Images by case, {loss}"))
         elif kind in data.config.losses:
             blocks.append(Paragraph(f"Table {number} ({loss}): no network has been measured yet."))
     percent = f"{100 * data.config.evaluation.confidence:g} %"
@@ -51,7 +52,7 @@ def _indexes(data: SemanticReportData, results: list[Result], caption: str) -> T
     weights = [f"{a:g}" for a in data.config.evaluation.a]
     columns = [Column("Network"), *(Column(n, True, 4, "max") for n in ("IA", "IP", "IR"))]
     columns += [Column(f"IF{a}", True, 4, "max") for a in weights]
-    columns += [Column("Fine set right", True, 4, "max"), Column("FTCT / FTCF / FFCT / FFCF")]
+    columns.append(Column("Fine set right", True, 4, "max"))
     groups = []
     for rule in results[0].variant.rules:
         for aggregate in ("set", "batches"):
@@ -71,16 +72,29 @@ def _indexes(data: SemanticReportData, results: list[Result], caption: str) -> T
     return Table(columns, groups, caption, note)
 
 
+def _cases(data: SemanticReportData, results: list[Result], caption: str) -> Table:
+    columns = [Column("Network"), *(Column(case, True, help=meaning) for case, meaning in CASES.items())]
+    groups = []
+    for rule in results[0].variant.rules:
+        counts = [(r.variant.network, r.measured["rules"][rule]["cases"]) for r in results if r.measured]
+        groups.append(
+            Group([[name, *(c[case] for case in CASES)] for name, c in counts], rule_title(rule, data.config))
+        )
+    told = "; ".join(f"{case}: {meaning}" for case, meaning in CASES.items())
+    return Table(columns, groups, caption, f"{told}.")
+
+
 def _row(
     result: Result, rule: Mapping[str, Any], found: Mapping[str, Any], weights: list[str], aggregate: str
 ) -> list[Any]:
     cells = [_cell(found[name]) for name in ("IA", "IP", "IR")] + [_cell(found["IF"][a]) for a in weights]
-    counts = " / ".join(show(n) for n in rule["cases"].values())
+    name: Any = result.variant.network
     if aggregate == "batches":
         lacking = sum(found["undefined"].values())
-        counts = f"{show(found['batches'])} batches" + (f", {counted(lacking, 'value')} undefined" if lacking else "")
+        told = counted(found["batches"], "batch").replace("batchs", "batches")
+        name = Cell(name, note=told + (f", {counted(lacking, 'value')} undefined" if lacking else ""))
     exact = _cell(rule["fine_exact"]) if aggregate == "set" else Cell(None)
-    return [result.variant.network, *cells, exact, counts]
+    return [name, *cells, exact]
 
 
 def _paper(result: Result, weights: list[str], width: int) -> list[Any]:
