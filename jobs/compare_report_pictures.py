@@ -22,7 +22,7 @@ def sections(data: CompareReportData) -> list[Section]:
     grid = overlay.grid(
         ["Image", *(title(m) for m in data.methods)],
         rows,
-        caption="Each map is scaled to its own largest value. Green boxes are true, dashed ones are drawn around the "
+        caption="Each map is scaled to its own largest value. Solid boxes are true, dashed ones are drawn around the "
         "largest part above the chosen threshold (of the first class asked), with their overlap.",
         budget=_BUDGET,
     )
