@@ -57,13 +57,12 @@ def connect(resources: Resources) -> None:
     try:
         with _signals_kept():
             ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = resources.address or "a cluster on this machine"
-        raise RaylensError(
-            f"Ray could not be reached or started ({str(error).splitlines()[0]})",
-            where=where,
-            cure="check --address ('ray status' there), or leave it out to use this machine",
-        ) from error
+    except Exception as error:  # Ray raises a bare one when its processes do not come up in time
+        at, cure = "this machine", "run again when it is less busy"
+        if resources.address:
+            at, cure = resources.address, "check --address ('ray status' there), or leave it out to use this machine"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RaylensError(f"Ray could not be reached or started ({reason})", where=at, cure=cure) from error
 
 
 @contextlib.contextmanager
