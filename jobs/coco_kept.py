@@ -92,7 +92,7 @@ def _write(run: Run, split: str, source: str, taxonomy: Taxonomy, product: Produ
     spans, kinds, owners = _spans(table, kept, json.loads(metadata["others"]))
     read = hashlib.sha256()
     with product.writing() as file:
-        entries = zip(copied(source, spans.tolist(), read), kinds.tolist(), owners.tolist(), strict=False)
+        entries = zip(copied(source, _values(spans), read), _values(kinds), _values(owners), strict=False)
         for data in _json(
             entries, coarse, taxonomy, json.loads(metadata["categories"]), json.loads(metadata["others"])
         ):
@@ -119,6 +119,12 @@ def _spans(table: pa.Table, kept: np.ndarray, others: list[Any]) -> tuple[np.nda
     owners = np.concatenate([rows, owner[mine], np.arange(len(rest))])
     order = np.argsort(spans[:, 0], kind="stable")
     return spans[order], kinds[order], owners[order]
+
+
+def _values(array: np.ndarray) -> Iterator[Any]:
+    """An array's values as Python's own, some at a time: millions of annotations at once would be gigabytes."""
+    for start in range(0, len(array), 100_000):
+        yield from array[start : start + 100_000].tolist()
 
 
 def _json(

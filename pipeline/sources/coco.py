@@ -105,12 +105,12 @@ class _Reader:
 
     def _category(self, entry: Entry) -> None:
         try:
-            number, name = int(entry.value["id"]), str(entry.value["name"])
-            above = str(entry.value.get("supercategory", ""))
+            number, name = entry.value["id"], str(entry.value["name"])
+            above = str(entry.value.get("supercategory") or "")
         except (KeyError, TypeError, ValueError, OverflowError):
             self._fail("a category has no id or no name", "add it")
         if not is_id(number):
-            self._fail(f"categories[{entry.at}].id is {number}, too large", "number the categories anew")
+            self._fail(f"categories[{entry.at}].id is {number!r}, no integer of 64 bits", "number the categories anew")
         if number in self.categories:
             self._fail("two categories share an id", "give each its own")
         self.categories[number] = name, above
