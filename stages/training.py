@@ -8,10 +8,11 @@ the next two batches, so that the device does not wait for decoding; what is com
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -85,7 +86,7 @@ def fit(
         ``evaluate`` said.
 
     Raises:
-        ValueError: a checkpoint of another config or model, too few rows, an unknown monitor; RowError (one, too)
+        ValueError: a checkpoint of another config, model or rows, too few rows, an unknown monitor; RowError (one, too)
             where ``data`` meets a row that it cannot read: ``screen`` finds such rows, and ``Subset`` leaves them out.
         FloatingPointError: the loss is no longer finite.
     """
@@ -98,7 +99,8 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     steps = len(data) // config.batch
     depth = AHEAD if gains_from_ahead(data, device.type == "cuda") else 0
-    state = _resume(checkpoints, bare, optimizer, scaler, config)
+    made_with = {} if checkpoints is None else _made_with(config, data)
+    state = _resume(checkpoints, bare, optimizer, scaler, made_with)
     history: list[Epoch] = state.meta["history"]
 
     devices = [device] if device.type == "cuda" else []
@@ -133,7 +135,7 @@ def fit(
                 state.keep_best(bare)
             last = epoch + 1 == config.epochs or _stopped(history, config)
             if checkpoints is not None and rank == 0 and (last or (epoch + 1) % config.checkpoint_every == 0):
-                state.take(bare, optimizer, scaler, asdict(config), history)
+                state.take(bare, optimizer, scaler, made_with, history)
                 checkpoints.save(epoch + 1, state.to_files())
             if progress is not None and rank == 0:
                 progress(Progress(epoch + 1, config.epochs, metrics, time.perf_counter() - began))
@@ -201,23 +203,41 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
+def _made_with(config: TrainingConfig, data: Data) -> dict[str, Any]:
+    """What a checkpoint is worth nothing without: the settings, and which rows in which order."""
+    named = [f.name for f in fields(config) if f.metadata.get("fingerprint", True)]
+    keys = hashlib.sha256()
+    for key in data.keys(np.arange(len(data))):
+        keys.update(key.encode() + b"\0")
+    return {
+        "config": {name: value for name, value in asdict(config).items() if name in named},
+        "rows": len(data),
+        "keys": keys.hexdigest(),
+    }
+
+
 def _resume(
     checkpoints: Checkpoints | None,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    config: TrainingConfig,
+    made_with: Mapping[str, Any],
 ) -> State:
     found = checkpoints.latest() if checkpoints is not None else None
     if found is None:
         return State({}, {"history": []})
     state = State.from_files(found[1])
-    then, now = state.meta["config"], asdict(config)
+    then, now = state.meta["config"], made_with["config"]
     changed = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in then | now if then.get(k) != now.get(k)]
     if changed:
         raise ValueError(
             f"the checkpoint of epoch {found[0]} was made with another config ({'; '.join(changed)}): "
             "set the fields back, or train into another folder"
+        )
+    if state.meta["keys"] != made_with["keys"]:  # an epoch is an order of all rows: none of them may come or go
+        raise ValueError(
+            f"the checkpoint of epoch {found[0]} was made on other rows ({state.meta['rows']} then, "
+            f"{made_with['rows']} now, or others among them): bring them back, or train into another folder"
         )
     state.give(model, optimizer, scaler)
     return state

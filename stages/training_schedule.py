@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -32,7 +32,7 @@ class TrainingConfig:
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
     patience: int | None = None
-    checkpoint_every: int = 1
+    checkpoint_every: int = field(default=1, metadata={"fingerprint": False})  # changes nothing that is learnt
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:

@@ -34,17 +34,17 @@ class State:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
-        config: dict[str, Any],
+        made_with: Mapping[str, Any],
         history: list[dict[str, float]],
     ) -> None:
-        """Copies what is needed to go on after the last epoch of ``history``."""
+        """Copies what is needed to go on after the last epoch of ``history``; ``made_with`` is kept beside it."""
         self.tensors = {k: v for k, v in self.tensors.items() if k.startswith("best/")}
         self.tensors |= {f"model/{k}": _copy(v) for k, v in model.state_dict().items()}
         for number, slots in optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
                 if value is not None:
                     self.tensors[f"optimizer/{number}/{slot}"] = _copy(torch.as_tensor(value))
-        self.meta = {"config": config, "history": history, "scaler": scaler.state_dict()}
+        self.meta = {**made_with, "history": history, "scaler": scaler.state_dict()}
 
     def give(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Puts model, optimiser and scaler where they were; ValueError where the model is another one."""

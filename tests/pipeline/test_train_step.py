@@ -23,7 +23,7 @@ from pipeline.preview import preview, preview_trainings
 from pipeline.run import Run
 from pipeline.signals import RunStopped, Stop
 from pipeline.status import status
-from pipeline.steps import Job, Measure, Source, Train
+from pipeline.steps import Job, Measure, Source, Train, config_fields
 from pipeline.train import Learnt, Material, Worker, train
 from pipeline.trainings import training
 from pipeline.verify import verify
@@ -180,6 +180,10 @@ def test_the_keys_are_in_the_fingerprint_and_the_workers_are_not() -> None:
     one = plans.train_fields(step, Limits(), {"all": "a"})
     assert plans.fingerprint(one) != plans.fingerprint(plans.train_fields(step, Limits(), {"all": "b"}))
     assert not [name for name in one if "worker" in name]
+
+
+def test_how_often_a_checkpoint_is_written_is_not_in_the_fingerprint() -> None:
+    assert config_fields(TrainingConfig(checkpoint_every=5)) == config_fields(TrainingConfig())
 
 
 def test_a_training_that_got_nowhere_may_be_given_other_settings(tmp_path: Path) -> None:

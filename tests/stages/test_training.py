@@ -252,6 +252,34 @@ def test_a_checkpoint_of_another_config_or_model_is_refused_by_name() -> None:
         fit(other, data, config, checkpoints, loss=squares)
 
 
+def test_a_checkpoint_on_other_rows_is_refused_with_both_counts() -> None:
+    checkpoints, config = Memory(), TrainingConfig(epochs=1, batch=8, lr=0.01)
+    fit(small_network(), pictures(64), config, checkpoints, loss=squares)
+    with pytest.raises(ValueError, match=r"other rows \(64 then, 40 now"):
+        fit(small_network(), pictures(40), config, checkpoints, loss=squares)
+    renamed = TensorData([f"other-{n}" for n in range(64)], **pictures(64).tensors)
+    with pytest.raises(ValueError, match=r"other rows \(64 then, 64 now"):
+        fit(small_network(), renamed, config, checkpoints, loss=squares)
+
+
+def test_how_often_a_checkpoint_is_written_may_change_on_the_way() -> None:
+    class PowerError(Exception):
+        pass
+
+    def fails(progress) -> None:
+        if progress.epoch == 2:
+            raise PowerError
+
+    config = TrainingConfig(epochs=4, batch=5, lr=0.01)
+    expected = fit(small_network(), pictures(), config, loss=squares)
+    checkpoints = Memory()
+    with pytest.raises(PowerError):
+        fit(small_network(), pictures(), config, checkpoints, loss=squares, progress=fails)
+    seldom = replace(config, checkpoint_every=3)
+    assert fit(small_network(), pictures(), seldom, checkpoints, loss=squares) == expected
+    assert sorted(checkpoints.saved) == [1, 2, 3, 4]
+
+
 def test_mistakes_are_told() -> None:
     data = pictures()
     with pytest.raises(ValueError, match="do not fill one batch"):
