@@ -57,11 +57,14 @@ class Operations:
 
 
 class Cut:
-    """A network cut at one or more layers; built by `cut`. All passes follow the caller's grad mode and autocast."""
+    """A network cut at one or more layers; built by `cut`. All passes follow the caller's grad mode and autocast.
+
+    ``graph`` is the traced network, for methods that walk its calls.
+    """
 
     def __init__(self, graph: Graph, layers: Sequence[str]) -> None:
         names = Names(graph)
-        self._graph = graph
+        self.graph = graph
         self.layers: dict[str, ResolvedLayer] = {}
         self._tap: dict[str, fx.Node] = {}
         self._suffix: dict[str, Program] = {}
@@ -105,10 +108,10 @@ class Cut:
 
     def prefix(self, x: torch.Tensor) -> Activations:
         """Images (B, 3, h, w) -> the activations of all layers, in one pass."""
-        env: dict[fx.Node, Any] = {self._graph.input: x}
+        env: dict[fx.Node, Any] = {self.graph.input: x}
         self._prefix.run(env)
         values = {n: env[n] for n in self._kept}
-        return Activations({name: values[n] for name, n in self._tap.items()}, x.shape[0], values, self._graph)
+        return Activations({name: values[n] for name, n in self._tap.items()}, x.shape[0], values, self.graph)
 
     def suffix(
         self, layer: str, gated: torch.Tensor, activations: Activations, repeat: int = 1, *, overwrite: bool = False
@@ -124,10 +127,10 @@ class Cut:
             raise ValueError(f"{gated.shape[0]} gated rows for {activations.batch} images x {repeat} gates")
         tap = self._tap[layer]
         program = self._suffix[layer]
-        env = {n: rescale(self._graph.calls[n], activations._values[n], repeat) for n in program.inputs - {tap}}
+        env = {n: rescale(self.graph.calls[n], activations._values[n], repeat) for n in program.inputs - {tap}}
         env[tap] = gated
         program.run(env, batch=activations.batch, repeat=repeat, overwrite=overwrite)
-        return env[self._graph.output]
+        return env[self.graph.output]
 
     def push_down(self, layer: str) -> GatedHead | None:
         """The exact shortcut for binary gates where the graph allows one and it is cheaper, else None."""
@@ -147,7 +150,7 @@ class Cut:
         """(B, C): the plain forward's output, from where the prefix ended."""
         env = {n: activations._values[n] for n in self._rest.inputs}
         self._rest.run(env)
-        return env[self._graph.output]
+        return env[self.graph.output]
 
     def differentiable(self, layer: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(activation (B, K, h, w), logits (B, C)) with a graph between them: gradients flow from logits to the layer.

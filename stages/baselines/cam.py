@@ -33,7 +33,7 @@ class Cam(AtLayer):
 
 def final_linear(cut: Cut, layer: str) -> nn.Linear:
     """The linear layer that reads the layer's spatial means. ValueError naming the call that stands in the way."""
-    graph = cut._graph
+    graph = cut.graph
     node, pooled, found = cut._tap[layer], False, None
     while node is not graph.output:
         node = _only_reader(graph, node, layer)

@@ -70,7 +70,7 @@ class Relevance:
     """The forward pass of some images, from which any score can be sent back to the image or to a layer."""
 
     def __init__(self, cut: Cut, x: torch.Tensor, to: str | None = None) -> None:
-        self.graph: Graph = cut._graph
+        self.graph: Graph = cut.graph
         self.end = self.graph.input if to is None else cut._tap[to]
         reaching = ancestors([self.graph.output])
         self.path = (descendants(self.end) & reaching) | {self.end}

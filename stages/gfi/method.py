@@ -78,7 +78,7 @@ class Gfi:
 
     def _ready(self, query: Query) -> Explainer:
         """Built at the first query: networks are only known then. A smaller last batch needs no other."""
-        module = query.cut._graph.module
+        module = query.cut.graph.module
         if self._explainer is None or self._explainer[0] is not module:
             explainer = Explainer(
                 module,

@@ -81,7 +81,7 @@ def test_a_batch_is_its_images_one_by_one(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_network_is_left_as_it_was_and_no_gradient_is_kept(name: str) -> None:
     asked = query()
-    net = asked.cut._graph.module
+    net = asked.cut.graph.module
     before = {key: value.clone() for key, value in net.state_dict().items()}
     first = build(name, setting()).maps(asked)
     assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in net.modules())
