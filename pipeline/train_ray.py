@@ -158,16 +158,27 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _lost(error: BaseException) -> str | None:
-    """Why this says nothing about the training itself, or None where it does."""
-    for cause in _causes(error):
-        cause = getattr(cause, "health_check_failure", cause)
-        if isinstance(cause, ray.exceptions.RayTaskError):
-            continue
-        if isinstance(cause, (ray.exceptions.RayError, UnreachableError)) or _of_ray(cause):
-            return type(cause).__name__
-    # One worker's death cuts the others off in the middle of a sum, and it may be them who are heard first.
-    cut = [c for c in _causes(error) if isinstance(c, RuntimeError) and _CUT_OFF.search(str(c))]
-    return "the workers lost each other" if cut else None
+    """Why this says nothing about the training itself, or None where any worker raised something of its own.
+
+    One worker's end cuts the others off in the middle of a sum, whether it was killed or raised an error.
+    """
+    deaths = [_death(cause) for cause in _causes(error)]
+    if not all(dead or _cut_off(cause) for dead, cause in zip(deaths, _causes(error), strict=True)):
+        return None
+    return next(filter(None, deaths), "the workers lost each other")
+
+
+def _death(cause: BaseException) -> str:
+    """What took a worker or its storage away; "" where it was something else."""
+    cause = getattr(cause, "health_check_failure", cause)
+    if isinstance(cause, ray.exceptions.RayTaskError):
+        return ""
+    away = isinstance(cause, (ray.exceptions.RayError, UnreachableError)) or _of_ray(cause)
+    return type(cause).__name__ if away else ""
+
+
+def _cut_off(cause: BaseException) -> bool:
+    return isinstance(cause, RuntimeError) and _CUT_OFF.search(str(cause)) is not None
 
 
 def _of_ray(error: BaseException) -> bool:
@@ -175,7 +186,8 @@ def _of_ray(error: BaseException) -> bool:
 
 
 def _told(error: BaseException, folder: Folder) -> RaylensError:
-    cause = _causes(error)[0]
+    """What a worker raised of its own; the others were only cut off by that."""
+    cause = next(c for c in _causes(error) if not _death(c) and not _cut_off(c))
     return told_cause(
         cause if isinstance(cause, Exception) else RuntimeError(str(cause)), folder.url.rpartition("/")[2]
     )
