@@ -32,7 +32,7 @@ class TwoLevelTrainer:
 
     def __call__(self, worker: Worker) -> Learnt:
         frames = {"train": self.config.train_frame, "tune": self.config.preprocess}
-        model, threads = self.config.model, max(1, cpu_count() // worker.world)
+        model, threads = self.config.model, max(1, cpu_count() // worker.local_world)
         with ThreadPoolExecutor(threads) as pool:
             data = {
                 split: KeyTableImages(keys, frames[split], worker.limits, pool, model.fine, model.coarse)

@@ -63,6 +63,7 @@ class Worker:
     inputs: Mapping[str, Any] = field(default_factory=dict)  # loaded, on the device
     limits: images.Limits = field(default_factory=images.Limits)
     heard: Callable[[Epoch], None] = lambda _: None
+    local_world: int = 1  # workers on this node: they share its cores
 
     def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
         """The network on this worker's device; gradients averaged over the workers where there are several."""
@@ -113,6 +114,16 @@ class Material:
     code_path: tuple[str, ...] = ()  # where the user's own modules lie
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one worker stands."""
+
+    rank: int = 0
+    world: int = 1
+    local_world: int = 1  # workers on this node
+    gpu: bool = False
+
+
 TrainingFunction = Callable[[Worker], Learnt]
 
 
@@ -148,7 +159,7 @@ def train(
             checkpoints or a result of others is refused.
         workers: 0 trains in this process; n > 0 under Ray Train, with DDP when n > 1. A worker takes one CPU, the
             trainer none, so one free CPU is enough. A lost worker costs the epochs since the newest checkpoint.
-        threads: PyTorch threads per worker; by default the node's cores shared among the workers.
+        threads: PyTorch threads per worker; by default each node's cores shared among its workers.
         heard, saved: called for each epoch that is told, and with the epoch of each checkpoint.
         stop: where it is set, training ends with RunStopped: at once in this process's own thread and under Ray.
 
@@ -169,7 +180,7 @@ def train(
         log(f"going on from checkpoint {found[0]}")
     material, channel = material or Material(), Channel(log, heard, saved, stop)
     if workers == 0:
-        work(function, folder, 0, 1, gpus_per_worker > 0, threads, material, channel)
+        work(function, folder, Place(gpu=gpus_per_worker > 0), threads, material, channel)
     else:
         from pipeline.train_ray import under_ray
 
@@ -239,9 +250,7 @@ class _Told(CommittedCheckpoints):
 def work(
     function: TrainingFunction,
     folder: Folder,
-    rank: int,
-    world: int,
-    gpu: bool,
+    place: Place,
     threads: int | None,
     material: Material,
     channel: Channel,
@@ -256,22 +265,23 @@ def work(
     if threads:
         torch.set_num_threads(threads)
     try:
-        device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        device = torch.device("cuda", torch.cuda.current_device()) if place.gpu else torch.device("cpu")
         worker = Worker(
-            rank,
-            world,
+            place.rank,
+            place.world,
             device,
             _Told(folder.child("checkpoints"), channel),
-            channel.log if rank == 0 else _quiet,
+            channel.log if place.rank == 0 else _quiet,
             {split: KeyTable(Folder(material.keys_url), split) for split in material.splits},
             {name: given.load(device) for name, given in material.inputs.items()},
             material.limits,
-            channel.heard if rank == 0 else _quiet,
+            channel.heard if place.rank == 0 else _quiet,
+            place.local_world,
         )
         learnt = function(worker)
     finally:
         torch.set_num_threads(before)
-    if rank == 0:
+    if place.rank == 0:
         facts = json.dumps(learnt.facts, sort_keys=True).encode()
         commit(folder.child("result"), {**learnt.files, "facts.json": facts})
 

@@ -6,7 +6,6 @@ itself raises ends it at once: it would only raise again.
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 import threading
@@ -20,10 +19,11 @@ from ray.util.queue import Queue
 
 from pipeline.checkpoints import CommittedCheckpoints
 from pipeline.errors import RaylensError
+from pipeline.provenance import cpu_count
 from pipeline.remote_errors import told_cause
 from pipeline.signals import Stop
 from pipeline.storage import Folder, UnreachableError
-from pipeline.train import Channel, Material, TrainingFunction, work
+from pipeline.train import Channel, Material, Place, TrainingFunction, work
 from pipeline.waiting import Patience, cluster_has, in_words
 
 FREE_RETRIES = 20  # lost workers in a row without a new checkpoint in between
@@ -47,7 +47,7 @@ def under_ray(
         "function": function,
         "folder": folder,
         "gpu": gpus_per_worker > 0,
-        "threads": threads or max(1, (os.cpu_count() or 1) // workers),
+        "threads": threads,
         "material": material,
     }
     resources: dict[str, float] = {"CPU": 1} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
@@ -209,14 +209,8 @@ def _ray_worker(settings: dict[str, Any]) -> None:
         lambda epoch: lines.put(("epoch", epoch)),
         lambda epoch: lines.put(("saved", epoch)),
     )
-    rank, world = context.get_world_rank(), context.get_world_size()
-    work(
-        settings["function"],
-        settings["folder"],
-        rank,
-        world,
-        settings["gpu"],
-        settings["threads"],
-        settings["material"],
-        channel,
+    place = Place(
+        context.get_world_rank(), context.get_world_size(), context.get_local_world_size(), bool(settings["gpu"])
     )
+    threads = settings["threads"] or max(1, cpu_count() // place.local_world)
+    work(settings["function"], settings["folder"], place, threads, settings["material"], channel)

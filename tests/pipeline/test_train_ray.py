@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from pipeline import train_ray
 from pipeline.errors import UsageError
 from pipeline.storage import Folder, UnreachableError
-from pipeline.train import Channel, Material
+from pipeline.train import Channel, Material, Place
 
 CUT_OFF = RuntimeError("Connection closed by peer")
 KILLED = ray.exceptions.ActorDiedError()
@@ -71,3 +72,19 @@ def test_workers_that_were_killed_or_cut_off_are_started_again(
     train: Train, causes: dict[int, Exception], why: str
 ) -> None:
     assert train(causes) == [f"a worker was lost ({why}): training begins again"]
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 4), (2, 2)])
+def test_a_node_s_cores_are_shared_among_the_workers_on_it(
+    asked: int | None, given: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Eight workers in all, three of them on this node of twelve cores.
+    context = SimpleNamespace(get_world_rank=lambda: 5, get_world_size=lambda: 8, get_local_world_size=lambda: 3)
+    worked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(current_actor=None))
+    monkeypatch.setattr(train_ray, "cpu_count", lambda: 12)
+    monkeypatch.setattr(train_ray, "work", lambda *given: worked.append(given))
+    settings = {"function": len, "folder": None, "gpu": False, "threads": asked, "material": None}
+    train_ray._ray_worker({**settings, "lines": SimpleNamespace(put=lambda _: None)})
+    assert worked[0][2:4] == (Place(5, 8, 3, False), given)
