@@ -54,7 +54,8 @@ def _indexes(data: SemanticReportData, results: list[Result], caption: str) -> T
     columns += [Column(f"IF{a}", True, 4, "max") for a in weights]
     columns.append(Column("Fine set right", True, 4, "max"))
     groups = []
-    for rule in results[0].variant.rules:
+    rules = results[0].variant.rules
+    for rule in rules:
         for aggregate in ("set", "batches"):
             rows = []
             for result in results:
@@ -63,7 +64,8 @@ def _indexes(data: SemanticReportData, results: list[Result], caption: str) -> T
                 if aggregate not in told:
                     continue
                 rows.append(_row(result, told, told[aggregate], weights, aggregate))
-                if data.config.report.paper and "1" in weights and result.variant.network in PAPER:
+                # The paper's numbers are those of the loss's own rule: k known for the focal loss.
+                if data.config.report.paper and rule == rules[0] and result.variant.network in PAPER:
                     rows.append(_paper(result, weights, len(columns)))
             if rows:
                 over = "whole set" if aggregate == "set" else f"mean over batches of {data.config.evaluation.batch}"

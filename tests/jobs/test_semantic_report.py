@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs import semantic_report_tables
 from jobs.config import check
 from jobs.semantic import SemanticConfig, variants
 from jobs.semantic_report import semantic_page
 from jobs.semantic_report_data import PAPER, Path, Result, Rows, SemanticReportData, best
+from pipeline.report.blocks import Cell, Table
 
 EVIL = "<script>alert(1)</script>"
 FINE, COARSE = ("person", "cat", "dog", EVIL), ("animal", "vehicle")
@@ -104,6 +106,29 @@ def test_the_tables_have_our_numbers_with_intervals_and_the_papers_beside_them_w
     theirs = [f"{value:.4f}" for value in (PAPER["vgg16"]["coarse"], *PAPER["vgg16"]["focal"], *PAPER["vgg16"]["bce"])]
     assert not [number for number in theirs if number in plain and number != "1.0000"]
     assert [number for number in theirs if number not in paper] == []
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.5, 1.0), (0.5,)], ids=["1", "0.5 and 1", "0.5"])
+def test_the_papers_row_stands_under_the_losss_own_rule_alone(weights: tuple[float, ...]) -> None:
+    made = data(paper=True)
+    asked = made.config.evaluation.model_copy(update={"a": weights})
+    made = dataclasses.replace(made, config=made.config.model_copy(update={"evaluation": asked}))
+    for result in made.results:
+        for rule in (result.measured or {})["rules"].values():
+            for aggregate in ("set", "batches"):
+                rule[aggregate]["IF"] = {f"{a:g}": interval(0.5) for a in weights}
+    blocks = [b for b in semantic_report_tables.section(made).blocks if isinstance(b, Table)]
+    for kind, number in (("focal", 3), ("bce", 4)):
+        table = next(b for b in blocks if b.caption.startswith(f"Table {number}."))
+        ia, ip, ir, f1 = PAPER["vgg16"][kind]
+        for group in table.groups:
+            shown = [[cell.value if isinstance(cell, Cell) else cell for cell in row] for row in group.rows]
+            theirs = [row for row in shown if row[0] != "vgg16"]
+            if "0.5 × the best one" in group.title:
+                assert theirs == [], "the paper's numbers are by the oracle"
+            else:
+                f = [f1 if a == 1 else None for a in weights]
+                assert theirs == [["the paper’s", ia, ip, ir, *f, None]]
 
 
 def test_what_could_not_be_read_and_what_failed_is_named() -> None:
