@@ -189,10 +189,10 @@ def _steps(config: SemanticConfig, variant: Variant, fine: tuple[str, ...], coar
         fine=len(fine),
         coarse=len(coarse),
         loss="bce" if variant.kind == "bce" else "focal",
-        coarse_input=config.coarse_input,
+        coarse_input="fine" if variant.kind == "coarse" else config.coarse_input,
         coarse_only=variant.kind == "coarse",
         freeze=given.freeze,
-        **config.focal.model_dump(),
+        **(config.focal.model_dump() if variant.kind == "focal" else {}),  # what a loss does not read is not its own
     )
     recipe = given.model_dump(exclude={"freeze", "views", "augment"})
     mode: Literal["min", "max"] = "max" if given.monitor == "coarse_accuracy" else "min"
@@ -202,11 +202,10 @@ def _steps(config: SemanticConfig, variant: Variant, fine: tuple[str, ...], coar
         preprocess,
         None if given.augment is None else AugmentConfig(**given.augment.model_dump()),
         given.views,
-        threshold=asked.threshold,
-        relative=asked.relative,
         skip_unreadable=True,
     )
-    evaluate = TwoLevelEvaluateConfig(variant.rules, asked.threshold, asked.relative, preprocess)
+    evaluate = TwoLevelEvaluateConfig(preprocess)
+    read = {rule: getattr(asked, rule) for rule in variant.rules if rule in ("threshold", "relative")}
     indexes = SemanticIndexesConfig(
         variant.rules,
         fine,
@@ -217,6 +216,7 @@ def _steps(config: SemanticConfig, variant: Variant, fine: tuple[str, ...], coar
         resamples=asked.draws,
         confidence=asked.confidence,
         seed=config.seed,
+        **read,
     )
     learn, rows, answer = (f"{step}_{variant.name}" for step in ("train", "rows", "indexes"))
     return [

@@ -23,6 +23,7 @@ from pipeline.sources.selection import key_shares
 from pipeline.status import failed_rows
 from pipeline.train import read_trained
 from pipeline.units import Unit, units
+from stages.semantic.rules import Judged, judge
 
 _FAILURES = 20  # of a step and split
 _TRIES = 4  # candidates for each picture: some images may be unreadable
@@ -108,38 +109,54 @@ def _paths(
     unit = next((u for u in found if u.step == f"rows_{shown.variant.name}" and u.split == "eval"), None)
     if unit is None:
         return []
-    names = ["key", "true", "coarse_true", f"predicted/{rule}", f"case/{rule}", "coarse", "coarse_scores", "path_fine"]
+    names = ["key", "status", "true", "coarse_true", "fine_scores", "coarse", "coarse_scores", "path_fine"]
     names += ["path_score", "path_contribution", "path_rest", "path_bias"]
     receipts = sorted(unit.shards.complete()[0].items())
-    table = pa.concat_tables([unit.shards.open(receipt, names) for _, receipt in receipts]).combine_chunks()
+    if not receipts:  # they were damaged and taken back, or are being made again
+        return []
+    table = pa.concat_tables([unit.shards.open(receipt, names) for _, receipt in receipts])
+    table = table.filter(pc.equal(table.column("status"), "ok")).combine_chunks()
     keys = run.key_table("eval").table().select(["key", "uri"])
     order = np.argsort(key_shares(table.column("key").combine_chunks(), "example"), kind="stable")
-    cases = table.column(f"case/{rule}").to_pylist()
+    judged = _judged(table, rule, config)
     paths = []
     for case in CASES:
-        candidates = [int(i) for i in order if cases[i] == case][: _TRIES * config.report.examples]
+        candidates = [int(i) for i in order if judged[i] and judged[i].case == case][: _TRIES * config.report.examples]
         drawn: list[Path] = []
         for i in candidates:
             if len(drawn) == config.report.examples:
                 break
-            row = table.slice(i, 1).to_pylist()[0]
+            row, said = table.slice(i, 1).to_pylist()[0], judged[i]
             uri = keys.filter(pc.equal(keys.column("key"), row["key"])).column("uri")[0].as_py()
             image = images.load(uri, config.images)
             if not isinstance(image, images.DecodeError):
-                drawn.append(_path(row, rule, image.pixels, fine, coarse))
+                drawn.append(_path(row, said, image.pixels, fine, coarse))
         paths += drawn
     return paths
 
 
-def _path(row: Mapping[str, Any], rule: str, pixels: np.ndarray, fine: list[str], coarse: list[str]) -> Path:
+def _judged(table: pa.Table, rule: str, config: SemanticConfig) -> list[Judged | None]:
+    """Set and case of each image, as the indexes are counted from them; None where a label is missing."""
+    asked = config.evaluation
+    labels = table.select(["true", "coarse_true", "coarse"]).to_pylist()
+    scores = (np.asarray(one.values, dtype=np.float32) for one in table.column("fine_scores"))
+    return [
+        None
+        if row["true"] is None or row["coarse_true"] is None
+        else judge(rule, mine, row["true"], row["coarse"] == row["coarse_true"], asked.threshold, asked.relative)
+        for row, mine in zip(labels, scores, strict=True)
+    ]
+
+
+def _path(row: Mapping[str, Any], said: Judged, pixels: np.ndarray, fine: list[str], coarse: list[str]) -> Path:
     steps = zip(row["path_fine"], row["path_score"], row["path_contribution"], strict=True)
     scores = sorted(enumerate(row["coarse_scores"]), key=lambda item: (-item[1], item[0]))
     return Path(
         key=row["key"],
         pixels=pixels,
-        case=row[f"case/{rule}"],
+        case=said.case,
         true=[fine[i] for i in row["true"]],
-        predicted=[fine[i] for i in row[f"predicted/{rule}"]],
+        predicted=[fine[i] for i in said.predicted],
         coarse_true=coarse[row["coarse_true"]],
         coarse=coarse[row["coarse"]],
         fine=[(fine[i], score, added) for i, score, added in steps],

@@ -26,6 +26,7 @@ from pipeline.report.blocks import (
 from pipeline.report.page import Page
 from pipeline.report.plots import Series, heatmap, stacked_curves
 from pipeline.report.wording import counted, show
+from stages.semantic.rules import THRESHOLD
 
 _TITLES = {"train": "learnt from", "tune": "watched while learning", "eval": "measured"}
 
@@ -166,7 +167,10 @@ _PANELS = (
     ("coarse accuracy", "coarse_accuracy"),
     ("IA", "ia"),
 )
-_CURVES = "Accuracy and IA are those of the tune split; the dot is the epoch whose weights are kept."
+_CURVES = (
+    "Accuracy and IA are those of the tune split, IA by the loss's own rule (BCE: score > "
+    f"{THRESHOLD:g}, whatever the indexes are asked for); the dot is the epoch whose weights are kept."
+)
 
 
 def _curves(results: list[Result], metric: str) -> list[Series]:

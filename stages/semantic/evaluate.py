@@ -1,4 +1,7 @@
-"""What the trained network says of each image: fine scores and sets, coarse class, and how one led to the other."""
+"""What the trained network says of each image: fine scores, coarse class, and how they led to it.
+
+Which scores make a predicted set is decided later (`stages.semantic.indexes`), over these rows.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +17,29 @@ from numpy.typing import NDArray
 from stages.preprocess import Preprocess
 from stages.schema import column
 from stages.semantic.network import TwoLevelNetwork, two_level_network
-from stages.semantic.rules import MEANING, case_of, check_rules, predicted
 
 
 @dataclass(frozen=True)
 class TwoLevelEvaluateConfig:
-    """``rules``: how fine scores become sets (`stages.semantic.rules`); none for a coarse-only network. ``preprocess``
-    is that of the training. ``top``: how many fine classes the decision path keeps."""
+    """``preprocess`` is that of the training. ``top``: how many fine classes the decision path keeps."""
 
-    rules: tuple[str, ...] = ("oracle_k", "relative")
-    threshold: float = 0.7
-    relative: float = 0.5
     preprocess: Preprocess = field(default_factory=Preprocess)
     top: int = 5
     batch: int = field(default=0, metadata={"fingerprint": False})  # rows per call; 0 chooses by device
 
     def __post_init__(self) -> None:
-        check_rules(self.rules)
-        if self.top < 1 or not 0 < self.relative <= 1:
-            raise ValueError(f"top {self.top} is at least 1, and relative {self.relative} in (0, 1]")
+        if self.top < 1:
+            raise ValueError(f"top {self.top}: a decision path has at least 1 class")
 
 
 class TwoLevelEvaluate:
-    """Rows of the key table may have ``fine`` (class ids) and ``coarse`` (id): without them nothing is judged.
+    """Rows of the key table may have ``fine`` (class ids) and ``coarse`` (id), which are passed on.
 
     Inputs: "network", the result of `stages.semantic.train.train_two_level` as ``files`` and ``facts``, and
     "backbone", the classifier it was trained on.
     """
 
-    version = 1
+    version = 2
     wants = "pixels"
 
     def __init__(self, config: TwoLevelEvaluateConfig) -> None:
@@ -51,23 +48,15 @@ class TwoLevelEvaluate:
 
     @property
     def schema(self) -> pa.Schema:
-        ids, single, half = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.float16())
-        case = "FT/FF: the fine set is exactly right or not; CT/CF: the coarse class is; null: a label is missing"
+        ids, single = pa.list_(pa.int32()), pa.list_(pa.float32())
         chosen = "of the fine classes that add most to the chosen coarse logit"
+        # Fine scores are kept as computed: rounded to float16, one could cross a threshold or tie with another.
         rows = [
             column("true", ids, "true fine classes, rising; null if unknown"),
             column("coarse_true", pa.int32(), "true coarse class; null if unknown or people-only"),
-            column("fine_scores", half, "softmax or sigmoid of the fine head; empty without one", shape="[fine]"),
+            column("fine_scores", single, "softmax or sigmoid of the fine head; empty without one", shape="[fine]"),
             column("coarse", pa.int32(), "predicted coarse class"),
             column("coarse_scores", single, "softmax of the coarse head", shape="[coarse]"),
-        ]
-        for rule in self.config.rules:
-            rows += [
-                column(f"predicted/{rule}", ids, f"predicted fine classes, rising: {MEANING[rule]}"),
-                column(f"fine_exact/{rule}", pa.bool_(), "the predicted set is exactly the true one"),
-                column(f"case/{rule}", pa.string(), case),
-            ]
-        rows += [
             column("path_fine", ids, f"ids {chosen}; empty: it does not read them", shape="[top]"),
             column("path_score", single, f"scores {chosen}", shape="[top]"),
             column("path_contribution", single, "weight x score, largest first", shape="[top]"),
@@ -83,10 +72,6 @@ class TwoLevelEvaluate:
     def setup(self, device: torch.device, inputs: Mapping[str, Any]) -> None:
         trained = inputs["network"]
         network = two_level_network(inputs["backbone"], trained.facts, trained.files, self.config.preprocess.size)
-        if network.config.coarse_only and self.config.rules:
-            raise ValueError(
-                f"rules {', '.join(self.config.rules)}: a coarse-only network has no fine scores; give none"
-            )
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
 
@@ -125,26 +110,14 @@ class TwoLevelEvaluate:
         ]
 
     def _row(self, row: Mapping[str, Any], coarse: int, found: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
-        config = self.config
-        true = None if row.get("fine") is None else sorted(int(f) for f in row["fine"])
-        true_coarse = row.get("coarse")
         scores = found.get("scores", np.zeros(0, np.float32))
         out: dict[str, Any] = {
-            "true": true,
-            "coarse_true": true_coarse,
-            "fine_scores": scores.astype(np.float16),
+            "true": None if row.get("fine") is None else sorted(int(f) for f in row["fine"]),
+            "coarse_true": row.get("coarse"),
+            "fine_scores": scores,
             "coarse": coarse,
             "coarse_scores": found["coarse_scores"],
         }
-        for rule in config.rules:
-            guess = predicted(rule, scores, None if true is None else len(true), config.threshold, config.relative)
-            exact = None if true is None else guess == true
-            judged = exact is not None and true_coarse is not None
-            out |= {
-                f"predicted/{rule}": guess,
-                f"fine_exact/{rule}": exact,
-                f"case/{rule}": case_of(bool(exact), coarse == true_coarse) if judged else None,
-            }
         return out | self._path(scores, found)
 
     def _path(self, scores: NDArray[np.float32], found: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:

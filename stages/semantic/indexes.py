@@ -1,6 +1,7 @@
 """The interpretability indexes of a split, with everything they are read beside: accuracies, confusion, classes.
 
-An image counts where both its labels are known. States hold counts, and per image its case under each rule beside a
+Which fine scores make a predicted set is decided here, so another threshold asks for no network. An image counts where
+both its labels are known. States hold counts, and per image its case under each rule beside a
 hash of its key: batches for the mean over batches are taken in the order of the hashes, so they depend on neither
 shards nor merge order.
 """
@@ -19,14 +20,15 @@ from numpy.typing import NDArray
 
 from stages.schema import column
 from stages.semantic.indexes_summary import rows_of, summarise
-from stages.semantic.rules import CASES, check_rules
+from stages.semantic.rules import CASES, RELATIVE, THRESHOLD, check_rules, judge
 
 
 @dataclass(frozen=True)
 class SemanticIndexesConfig:
-    """``rules`` are those of the evaluate step (none for a coarse-only network); the names are in the order of the
-    class ids. ``a`` and ``literal`` choose IF_a. ``batch`` images make a batch for the mean over batches; 0: none.
-    Intervals hold ``confidence`` of ``resamples`` bootstrap draws."""
+    """``rules`` make sets of fine scores (`stages.semantic.rules`; none for a coarse-only network), those that have one
+    with ``threshold`` or ``relative``; the names are in the order of the class ids. ``a`` and ``literal`` choose IF_a.
+    ``batch`` images make a batch for the mean over batches; 0: none. Intervals hold ``confidence`` of ``resamples``
+    bootstrap draws."""
 
     rules: tuple[str, ...]
     fine_names: tuple[str, ...]
@@ -37,6 +39,8 @@ class SemanticIndexesConfig:
     resamples: int = 2000
     confidence: float = 0.95
     seed: int = 0
+    threshold: float = THRESHOLD
+    relative: float = RELATIVE
 
     def __post_init__(self) -> None:
         check_rules(self.rules)
@@ -45,6 +49,8 @@ class SemanticIndexesConfig:
                 f"a {self.a} above 0, batch {self.batch} at least 0, resamples {self.resamples} at least 1 and "
                 f"confidence {self.confidence} between 0 and 1: one of them is not"
             )
+        if not 0 <= self.threshold <= 1 or not 0 < self.relative <= 1:
+            raise ValueError(f"threshold {self.threshold} is in 0..1, and relative {self.relative} above 0 and up to 1")
 
 
 @dataclass
@@ -96,7 +102,7 @@ class SemanticIndexes:
     """Reduction over evaluate rows to one row per split, rule and aggregate ("set": all images, "batches": the mean
     over batches)."""
 
-    version = 1
+    version = 2
     aligned = False
 
     def __init__(self, config: SemanticIndexesConfig) -> None:
@@ -104,8 +110,7 @@ class SemanticIndexes:
 
     @property
     def columns(self) -> Sequence[str]:
-        of_rules = [f"{name}/{rule}" for rule in self.config.rules for name in ("predicted", "case")]
-        return ["key", "split", "true", "coarse_true", "coarse", *of_rules]
+        return ["key", "split", "true", "coarse_true", "coarse", *(["fine_scores"] if self.config.rules else [])]
 
     @property
     def schema(self) -> pa.Schema:
@@ -147,25 +152,40 @@ class SemanticIndexes:
         out = Counts.none(self.config)
         keys: list[int] = []
         cases: list[list[int]] = []
-        rules = self.config.rules
-        for row in table.select(list(self.columns)).to_pylist():
+        rules, config = self.config.rules, self.config
+        scores = self._scores(table) if rules else np.zeros((len(table), 0), np.float32)
+        labels = table.select([name for name in self.columns if name != "fine_scores"])
+        for row, mine in zip(labels.to_pylist(), scores, strict=True):
             if row["coarse_true"] is None or (rules and row["true"] is None):
                 out.unlabelled += 1
                 continue
             self._known(row["coarse_true"], len(out.confusion), "coarse")
             self._known(row["coarse"], len(out.confusion), "coarse")
             out.confusion[row["coarse_true"], row["coarse"]] += 1
+            found = []
             for r, rule in enumerate(rules):
-                true, said = row["true"], row[f"predicted/{rule}"]
-                self._known(max([*true, *said], default=0), out.fine.shape[2], "fine")
+                true = row["true"]
+                self._known(max(true, default=0), out.fine.shape[2], "fine")
+                said, case = judge(
+                    rule, mine, true, row["coarse"] == row["coarse_true"], config.threshold, config.relative
+                )
                 out.fine[r, 0, true] += 1
                 out.fine[r, 1, said] += 1
                 out.fine[r, 2, sorted(set(true) & set(said))] += 1
+                found.append(CASES.index(case))
             keys.append(_hash(row["key"]))
-            cases.append([CASES.index(row[f"case/{rule}"]) for rule in rules])
+            cases.append(found)
         out.keys = np.array(keys, dtype=np.uint64)
         out.cases = np.array(cases, dtype=np.int8).reshape(len(keys), len(rules))
         return out
+
+    def _scores(self, table: pa.Table) -> NDArray[np.float32]:
+        """[rows, F]; ValueError where they are of another number of classes than is named."""
+        column, named = table["fine_scores"].combine_chunks(), len(self.config.fine_names)
+        for count in pc.unique(pc.list_value_length(column)).to_pylist():
+            if count != named:
+                raise ValueError(f"a row has {count} fine scores, and {named} classes are named: give all fine_names")
+        return np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), named)
 
     def _known(self, index: int, count: int, level: str) -> None:
         if index >= count:

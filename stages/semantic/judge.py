@@ -7,14 +7,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.semantic.losses import NO_LABEL
-from stages.semantic.rules import predicted
+from stages.semantic.rules import judge
 
 
 class Tally:
-    """Counts of right answers by the first of ``rules``; images without a coarse label are not judged."""
+    """Counts of right answers by the first of ``rules``, with the protocol's numbers; images without a coarse label are
+    not judged."""
 
-    def __init__(self, rules: tuple[str, ...], threshold: float, relative: float) -> None:
-        self.rules, self.threshold, self.relative = rules, threshold, relative
+    def __init__(self, rules: tuple[str, ...]) -> None:
+        self.rules = rules
         self.images = self.coarse = self.fine = self.both = 0
 
     def add(
@@ -28,9 +29,9 @@ class Tally:
             self.coarse += right
             if scores is not None and self.rules:
                 true = np.flatnonzero(labels[i]).tolist()
-                exact = predicted(self.rules[0], scores[i], len(true), self.threshold, self.relative) == true
-                self.fine += exact
-                self.both += exact and right
+                case = judge(self.rules[0], scores[i], true, right).case
+                self.fine += case.startswith("FT")
+                self.both += case == "FTCT"
 
     def shares(self) -> dict[str, float]:
         """``coarse_accuracy``, and with a fine head ``fine_exact`` and ``ia``. ValueError where nothing was judged."""

@@ -17,7 +17,7 @@ from stages.preprocess import Preprocess
 from stages.semantic.augment import AugmentConfig, vary, whole
 from stages.semantic.judge import Tally
 from stages.semantic.network import Heads, Outputs, TwoLevelConfig, TwoLevelNetwork, image_loss, new_network
-from stages.semantic.rules import check_rules, rules_for
+from stages.semantic.rules import rules_for
 from stages.training import Progress, TrainingConfig, best_epoch, fit, row_seeds
 from stages.training_ahead import AHEAD, ahead
 from stages.training_data import Batch, Data, Subset, TensorData, gains_from_ahead, screen
@@ -34,9 +34,8 @@ class TwoLevelTraining:
     """All that a training's result depends on, beside its data and its backbone.
 
     ``augment`` None trains on the plain images. A frozen backbone sees each training image in ``views`` fixed forms:
-    the first is the plain image, the others are augmented once and for all. ``rules[0]`` (by default that of the
-    loss) judges the fine sets of the tune split. ``skip_unreadable`` leaves rows out that cannot be read, and lists
-    them; without it the first such row ends the training.
+    the first is the plain image, the others are augmented once and for all. ``skip_unreadable`` leaves rows out that
+    cannot be read, and lists them; without it the first such row ends the training.
     """
 
     model: TwoLevelConfig
@@ -44,14 +43,10 @@ class TwoLevelTraining:
     preprocess: Preprocess = field(default_factory=Preprocess)
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     views: int = 1
-    rules: tuple[str, ...] = ()
-    threshold: float = 0.7
-    relative: float = 0.5
     skip_unreadable: bool = False
     evaluate_batch: int = field(default=64, metadata={"fingerprint": False})
 
     def __post_init__(self) -> None:
-        check_rules(self.rules)
         if self.views < 1 or (self.views > 1 and (self.augment is None or not self.model.freeze)):
             raise ValueError(f"views {self.views}: more than 1 needs a frozen backbone and augment")
         if self.training.monitor not in (None, "loss", *METRICS):
@@ -61,7 +56,9 @@ class TwoLevelTraining:
 
     @property
     def judged_by(self) -> tuple[str, ...]:
-        return () if self.model.coarse_only else self.rules or rules_for(self.model.loss)
+        """The rule of the loss judges the fine sets of the tune split, with the protocol's numbers: what is learnt does
+        not depend on the thresholds that a user tries afterwards."""
+        return rules_for(self.model.loss, self.model.coarse_only)[:1]
 
     @property
     def varied(self) -> bool:
@@ -161,7 +158,7 @@ def measure(
     device: torch.device,
 ) -> dict[str, float]:
     """Mean loss, and the shares of images right: coarse class, fine set, both (``ia``)."""
-    tally = Tally(config.judged_by[:1], config.threshold, config.relative)
+    tally = Tally(config.judged_by)
     total = torch.zeros((), dtype=torch.float64, device=device)
     depth = AHEAD if gains_from_ahead(data, device.type == "cuda") else 0
     with ahead(data.batch, _slices(len(data), config.evaluate_batch), depth) as batches:

@@ -101,6 +101,15 @@ def rows_of(url: Path, variant: str, split: str) -> list[dict[str, Any]]:
     return [row for table in shards.tables() for row in table.to_pylist()]
 
 
+def said_of(row: dict[str, Any], rule: str, share: float = 0.5) -> set[int]:
+    """The set a rule makes of a row's fine scores, class by class."""
+    scores = row["fine_scores"]
+    if rule == "oracle_k":
+        return set(sorted(range(len(scores)), key=lambda f: (-scores[f], f))[: len(row["true"])])
+    assert rule == "relative"
+    return {f for f, score in enumerate(scores) if score >= share * max(scores)}
+
+
 def summary_of(url: Path, variant: str) -> dict[str, Any]:
     (found,) = url.glob(f"indexes_{variant}/*/metrics.json")
     return json.loads(found.read_text())
@@ -137,7 +146,7 @@ def test_every_kept_image_has_a_row_and_the_indexes_are_those_of_the_rows(
     right = [row["coarse"] == row["coarse_true"] for row in rows]
     assert found["coarse_accuracy"]["value"] == pytest.approx(np.mean(right))
     for rule, told in found["rules"].items():
-        exact = [set(row[f"predicted/{rule}"]) == set(row["true"]) for row in rows]
+        exact = [said_of(row, rule) == set(row["true"]) for row in rows]
         both = sum(e and r for e, r in zip(exact, right, strict=True))
         assert told["cases"]["FTCT"] == both
         assert told["set"]["IA"]["value"] == pytest.approx(both / len(rows))
@@ -176,6 +185,30 @@ def test_run_again_it_answers_from_what_is_there(project: Path, finished: Path) 
     rewritten = {"run.json", "index.html", "lock.json"}
     again = {p: p.stat().st_mtime_ns for p in before if p.exists() and p.name not in rewritten}
     assert again == {p: m for p, m in before.items() if p.name not in rewritten}
+
+
+def test_another_threshold_only_reduces_again_and_stands_beside_the_first(
+    project: Path, finished: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(finished, url)
+    rewritten = {"run.json", "lock.json", "events.jsonl"}
+    before = {p: p.stat().st_mtime_ns for p in url.rglob("*") if p.is_file() and p.name not in rewritten}
+    (first,) = url.glob("indexes_tiny_focal/*/metrics.json")
+    outcome, _ = finish(project, url, "evaluation.relative=0.9")
+    assert outcome.exit_code == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before, "nothing that was there is touched"
+    steps = {p.relative_to(url).parts[0] for p in url.rglob("*") if p.is_file() and p not in before} - rewritten
+    assert steps == {"indexes_tiny_focal", "report"}
+    (second,) = set(url.glob("indexes_tiny_focal/*/metrics.json")) - {first}
+    found = json.loads(second.read_text())["eval"]["rules"]
+    cases = [
+        ("FT" if said_of(row, "relative", 0.9) == set(row["true"]) else "FF")
+        + ("CT" if row["coarse"] == row["coarse_true"] else "CF")
+        for row in rows_of(url, "tiny_focal", "eval")
+    ]
+    assert found["relative"]["cases"] == {c: cases.count(c) for c in ("FTCT", "FTCF", "FFCT", "FFCF")}
+    assert found["relative"]["cases"] != json.loads(first.read_text())["eval"]["rules"]["relative"]["cases"]
 
 
 @pytest.mark.faults

@@ -15,7 +15,7 @@ from PIL import Image
 from jobs.config import check, load_config
 from jobs.semantic import SemanticConfig, build, variants
 from pipeline.errors import UsageError
-from pipeline.steps import Measure, Reduce, Train
+from pipeline.steps import Job, Measure, Reduce, Train, config_fields
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = {"name": "squeezenet1_1", "seed": 0}
@@ -68,6 +68,26 @@ def test_each_network_is_trained_with_each_loss_and_as_a_baseline_then_measured_
     assert isinstance(reduce, Reduce)
     assert reduce.reduction.config.fine_names == ("person", "hound", "cat", "car", "bus")
     assert reduce.reduction.config.coarse_names == ("animal", "vehicle")
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({"evaluation": {"threshold": 0.5}}, {"indexes_squeezenet1_1_bce"}),
+        ({"evaluation": {"relative": 0.8}}, {"indexes_squeezenet1_1_focal"}),
+        ({"focal": {"gamma": 1.0}}, {"train_squeezenet1_1_focal"}),
+    ],
+    ids=["threshold", "relative", "gamma"],
+)
+def test_a_step_is_another_one_only_where_it_reads_what_changed(
+    project: Path, change: dict[str, Any], moved: set[str]
+) -> None:
+    def settings(job: Job) -> dict[str, Any]:
+        own = {Train: "trainer", Measure: "stage", Reduce: "reduction"}
+        return {step.name: config_fields(getattr(step, own[type(step)]).config) for step in job.steps}
+
+    plain, changed = settings(build(config(project))), settings(build(config(project, **change)))
+    assert {name for name in plain if plain[name] != changed[name]} == moved
 
 
 def test_splits_are_the_kept_images_with_both_labels(project: Path) -> None:
