@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
@@ -40,7 +41,7 @@ class Stop(threading.Event):
 
     @contextlib.contextmanager
     def breaking_off(self) -> Iterator[None]:
-        """Within the block a signal ends what the main thread is doing at once: for work that cannot look here."""
+        """Within the block a request ends what the main thread is doing at once: for work that cannot look here."""
         self.check()
         self._breaks_off = True
         try:
@@ -50,9 +51,9 @@ class Stop(threading.Event):
 
     def ask(self) -> None:
         """What a signal's handler does, in the main thread."""
-        first = not self.is_set()
         self.set()
-        if first and self._breaks_off:
+        if self._breaks_off:
+            self._breaks_off = False  # once: what is left of the block is its clearing up
             raise RunStopped
 
 
@@ -88,6 +89,8 @@ class StopOnSignals:
         while not self._stop.wait(1.0):
             if self._lock.lost.is_set():
                 self._stop.set()
+                if self._before:  # the main thread may be busy with what cannot look: it is told as by a signal
+                    _thread.interrupt_main(signal.SIGTERM)
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

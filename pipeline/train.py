@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import images
@@ -100,7 +100,6 @@ class Trained:
     files: dict[str, bytes]
     facts: dict[str, Any]
     digest: str
-    refused: tuple[str, ...] = ()  # checkpoints that did not verify, newest first
 
 
 @dataclass(frozen=True)
@@ -172,12 +171,6 @@ def train(
     done = read_trained(folder)
     if done is not None:
         return done
-    checkpoints = CommittedCheckpoints(folder.child("checkpoints"))
-    found = checkpoints.latest()
-    for line in checkpoints.refused:
-        log(line)
-    if found is not None:
-        log(f"going on from checkpoint {found[0]}")
     material, channel = material or Material(), Channel(log, heard, saved, stop)
     if workers == 0:
         work(function, folder, Place(gpu=gpus_per_worker > 0), threads, material, channel)
@@ -188,7 +181,7 @@ def train(
     done = read_trained(folder)
     if done is None:
         raise RaylensError("training ended without a result", where=folder.url, cure="look at the workers' logs above")
-    return Trained(done.files, done.facts, done.digest, tuple(checkpoints.refused))
+    return done
 
 
 def refuse_other(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
@@ -234,17 +227,31 @@ def read_trained(folder: Folder) -> Trained | None:
 
 
 class _Told(CommittedCheckpoints):
-    """Checkpoints that the driver hears of, and after which it may ask to stop."""
+    """Checkpoints that the driver hears of, and at which it may ask to stop."""
 
     def __init__(self, folder: Folder, channel: Channel) -> None:
         super().__init__(folder)
         self._channel = channel
 
+    def latest(self) -> tuple[int, dict[str, bytes]] | None:
+        """As ever; which one it is, and which are refused, is told where it is read: a state may be large."""
+        found = super().latest()
+        for line in self.refused:
+            self._channel.log(line)
+        if found is not None:
+            self._channel.log(f"going on from checkpoint {found[0]}")
+        return found
+
     def save(self, epoch: int, files: Mapping[str, bytes]) -> None:
+        _check(self._channel.stop)  # first: another driver may have the run by now
         super().save(epoch, files)
         self._channel.saved(epoch)
-        if self._channel.stop is not None:
-            self._channel.stop.check()
+        _check(self._channel.stop)
+
+
+def _check(stop: Stop | None) -> None:
+    if stop is not None:
+        stop.check()
 
 
 def work(
@@ -261,6 +268,8 @@ def work(
     for path in reversed(material.code_path):
         if path not in sys.path:
             sys.path.insert(0, path)
+    if place.rank > 0:
+        channel = replace(channel, log=_quiet, heard=_quiet, saved=_quiet)
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
@@ -271,17 +280,18 @@ def work(
             place.world,
             device,
             _Told(folder.child("checkpoints"), channel),
-            channel.log if place.rank == 0 else _quiet,
+            channel.log,
             {split: KeyTable(Folder(material.keys_url), split) for split in material.splits},
             {name: given.load(device) for name, given in material.inputs.items()},
             material.limits,
-            channel.heard if place.rank == 0 else _quiet,
+            channel.heard,
             place.local_world,
         )
         learnt = function(worker)
     finally:
         torch.set_num_threads(before)
     if place.rank == 0:
+        _check(channel.stop)
         facts = json.dumps(learnt.facts, sort_keys=True).encode()
         commit(folder.child("result"), {**learnt.files, "facts.json": facts})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from pipeline.engine import execute
 from pipeline.errors import RaylensError, UsageError
 from pipeline.estimate import Measured
 from pipeline.images import Limits
+from pipeline.lock import RunLock
 from pipeline.options import Options, Resources
 from pipeline.preview import preview, preview_trainings
 from pipeline.run import Run
-from pipeline.signals import RunStopped, Stop
+from pipeline.signals import RunStopped, Stop, StopOnSignals
 from pipeline.status import status
 from pipeline.steps import Job, Measure, Source, Train, config_fields
+from pipeline.storage import Folder
 from pipeline.train import Learnt, Material, Worker, train
 from pipeline.trainings import training
 from pipeline.verify import verify
@@ -228,6 +231,42 @@ class TestStop:
         assert training("line", Run(str(tmp_path / "stopped")).step_folder("line")).checkpoints == (2, 1)
         resumed = self.asked_at(99, Stop(), tmp_path / "stopped")
         assert resumed == self.asked_at(99, Stop(), tmp_path / "undisturbed")
+
+    def test_nothing_is_committed_after_the_request(self, tmp_path: Path) -> None:
+        stop = Stop()
+
+        class Asked(Line):
+            def __call__(self, worker: Worker) -> Learnt:
+                worker.checkpoints.save(1, {"state.json": b"{}"})
+                stop.set()
+                worker.checkpoints.save(2, {"state.json": b"{}"})
+                raise AssertionError("went on")
+
+        class AskedAtTheEnd(Line):
+            def __call__(self, worker: Worker) -> Learnt:
+                stop.set()
+                return Learnt({})
+
+        folder = Run(str(tmp_path)).step_folder("line")
+        for trainer in (Asked(LineConfig()), AskedAtTheEnd(LineConfig())):
+            with pytest.raises(RunStopped):
+                train(trainer, folder, fingerprint={}, stop=stop)
+            stop.clear()
+        found = training("line", folder)
+        assert found.checkpoints == (1,)
+        assert not found.complete
+
+    def test_a_driver_that_lost_its_lock_is_broken_off_in_the_middle_of_an_epoch(self, tmp_path: Path) -> None:
+        lock = RunLock(Folder(str(tmp_path)))
+
+        def looks_at_nothing() -> None:
+            lock.lost.set()
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                pass
+
+        with StopOnSignals(lock) as stop, pytest.raises(RunStopped), stop.breaking_off():
+            looks_at_nothing()
 
     def test_a_signal_breaks_off_what_cannot_look(self) -> None:
         stop = Stop()
