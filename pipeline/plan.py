@@ -136,7 +136,10 @@ def measure_fields(
 
 
 def train_fields(step: Train, limits: images.Limits, keys: Mapping[str, str]) -> dict[str, Any]:
-    """What a training's fingerprint is made of: never worker counts, though more workers round otherwise."""
+    """What a training's fingerprint is made of: never worker counts, which the run's "train" events name.
+
+    They are not without effect: see ``pipeline.train.train``.
+    """
     return flatten(
         {
             "trainer": type(step.trainer).__qualname__,

@@ -66,11 +66,20 @@ class Worker:
     local_world: int = 1  # workers on this node: they share its cores
 
     def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
-        """The network on this worker's device; gradients averaged over the workers where there are several."""
+        """The network on this worker's device; gradients averaged over the workers where there are several.
+
+        On GPUs batch norms then take their statistics over the whole batch, as one worker does. On CPUs PyTorch has no
+        such thing: each worker's are of its own share, and what a network with batch norm learns there depends on how
+        many workers there are.
+        """
         network = network.to(self.device)
         if self.world == 1:
             return network
+        from torch.nn import SyncBatchNorm
         from torch.nn.parallel import DistributedDataParallel
+
+        if self.device.type == "cuda":
+            network = SyncBatchNorm.convert_sync_batchnorm(network)
 
         ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=ids)
@@ -151,6 +160,9 @@ def train(
     material: Material | None = None,
 ) -> Trained:
     """Trains in ``folder`` (``RUN/<training>``), going on from its newest whole checkpoint; returns at once when done.
+
+    How many workers there are is no part of the fingerprint, though it is not without effect: sums are rounded
+    otherwise, dropout is drawn on each worker for its own rows, and see ``Worker.wrap`` on batch norm.
 
     Args:
         function: called on every worker; what rank 0 returns is committed. Must pickle when ``workers`` > 0.

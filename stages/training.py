@@ -1,9 +1,10 @@
 """A plain, resumable training loop: the same history whether it ran through or was killed and started again.
 
 Everything random follows from (seed, epoch): the order of the rows, what augmentation draws for a row (with its key),
-and PyTorch's own generators, which are seeded anew at each epoch (dropout). The learning rate is a function of the
-step. So the state to keep is small: weights, optimiser, scaler, history and the position. A background thread makes
-the next two batches, so that the device does not wait for decoding; what is computed is the same without it.
+and PyTorch's own generators, which are seeded anew at each epoch, on each worker otherwise (dropout). The learning rate
+is a function of the step. So the state to keep is small: weights, optimiser, scaler, history and the position. A
+background thread makes the next two batches, so that the device does not wait for decoding; what is computed is the
+same without it.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def fit(
         augment: ``augment(batch, seeds)`` on the device; ``seeds`` is uint64 [rows], one per row from (seed, epoch,
             key), to be spent with ``uniform``; so a row is augmented alike in whatever batch it comes.
         checkpoints: rank 0 saves every ``checkpoint_every`` epochs and at the end; all ranks resume from the latest.
-        rank, world: which share of each batch this process takes. Needs torch.distributed when ``world`` > 1.
+        rank, world: which share of each batch this process takes. Needs torch.distributed when ``world`` > 1. Another
+            ``world`` rounds otherwise and draws other dropout; batch norm must be synchronised to be that of the batch.
 
     Returns:
         One dict per epoch: ``epoch`` (from 1), ``loss`` (mean over its steps), ``lr`` (of its last step) and what

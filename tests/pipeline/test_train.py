@@ -225,6 +225,28 @@ class TestUnderRay:
         assert not [line for line in lines if "lost" in line], "it would only raise again"
 
 
+@pytest.mark.parametrize(
+    ("device", "world", "norm"),
+    [
+        ("cuda", 2, torch.nn.SyncBatchNorm),
+        ("cuda", 1, torch.nn.BatchNorm2d),
+        ("cpu", 2, torch.nn.BatchNorm2d),  # PyTorch cannot synchronise there
+    ],
+)
+def test_batch_norm_is_over_the_batches_of_all_gpus(
+    device: str, world: int, norm: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Neither a GPU nor other workers are needed to see what they would be given.
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, _: module)
+    monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", lambda module, device_ids: module)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    names = list(net.state_dict())
+    worker = Worker(0, world, torch.device(device), CommittedCheckpoints(Folder(str(tmp_path))))
+    wrapped = worker.wrap(net)
+    assert type(wrapped[1]) is norm
+    assert list(wrapped.state_dict()) == names, "what is saved does not change"
+
+
 def test_threads_are_put_back(learn: Any, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     train(learn(0, 1), Folder(str(tmp_path)), fingerprint={}, threads=before + 1)
