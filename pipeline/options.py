@@ -19,7 +19,9 @@ class Resources:
     price_per_hour: float | None = None  # of one worker
     shard_rows: int | None = None  # instead of a minute's work
     micro_batch: int | None = None  # instead of what the stage proposes
-    train_workers: int | None = None  # of a training; None: one for each GPU, without GPUs the driver itself; 0: it
+    train_workers: int | None = (
+        None  # of a training; None: one for each GPU (as many as divide the batch), else 0: the driver
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pipeline.run import Run
 from pipeline.signals import Stop
 from pipeline.steps import Job, Train
 from pipeline.train import Epoch, Material, refuse_other, train
-from pipeline.trainings import epochs_wanted
+from pipeline.trainings import batch_wanted, epochs_wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +53,13 @@ class TrainStep:
             self.options.say(f"step '{name}': its result is made again: {error.what} ({error.where})")
             events.say("damaged", step=name, why=error.what)
             checkpoints.withdraw(result)
-        workers, gpus = _places(self.options.resources)
-        if workers and gpus:
+        places = _places(self.options.resources, batch_wanted(fields))
+        workers, gpus = places.workers, places.gpus_per_worker
+        if gpus:
             free_gpus()
+        self.options.say(f"step '{name}': trains {places.told}")
         done = CommittedCheckpoints(folder.child("checkpoints")).newest()
-        events.say("train", step=name, workers=workers, gpus_per_worker=gpus, checkpoint=done)
+        events.say("train", step=name, workers=workers, world=max(1, workers), gpus_per_worker=gpus, checkpoint=done)
         with Progress(name, epochs_wanted(fields) or 0, done=done, unit="epochs", workers=workers) as progress:
             told = _Told(name, progress, events, done)
             material = Material(
@@ -108,35 +110,53 @@ class _Told:
             self._done = epoch
 
 
-def _places(resources: Resources) -> tuple[int, float]:
-    """(workers, GPUs of each): one worker for each GPU of the cluster, and without GPUs the driver itself.
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where a training runs; no workers: in the driver's process."""
+
+    workers: int
+    gpus_per_worker: float
+    told: str
+
+
+def _places(resources: Resources, batch: int | None) -> _Places:
+    """One worker for each GPU of the cluster, as many of them as divide the batch; without GPUs the driver itself.
 
     A cluster is joined only where it may matter: this process can train where there is nothing else.
     """
-    import torch
-
     wanted = resources.train_workers
-    if wanted == 0 or (wanted is None and not _elsewhere(resources)):
-        return 0, float(torch.cuda.is_available())
-    from pipeline.cluster import alive_nodes, connect
-
-    connect(resources)
-    gpus = int(sum(node.get("GPU", 0.0) for node in alive_nodes().values()))
+    gpus = _gpus(resources)
+    if wanted == 0 or (wanted is None and gpus == 0):
+        return _Places(0, float(gpus > 0), f"in this process on {'a GPU' if gpus else 'the CPU'}")
     if wanted is None:
-        return gpus, float(gpus > 0)
+        count = next(n for n in range(gpus, 0, -1) if batch is None or batch % n == 0)
+        spare = "" if count == gpus else f" of {gpus}: a batch of {batch} does not divide among more"
+        return _Places(count, 1.0, f"on {_counted(count, 'GPU')}{spare}")
     if 0 < gpus < wanted:
         raise UsageError(
-            f"{wanted} training workers cannot share {gpus} GPU{'s' * (gpus != 1)}: each needs its own",
+            f"{wanted} training workers cannot share {_counted(gpus, 'GPU')}: each needs its own",
             where="resources.train_workers",
             cure=f"set it to {gpus}, or leave it out",
         )
-    return wanted, float(gpus > 0)
+    return _Places(wanted, float(gpus > 0), f"on {_counted(wanted, 'GPU' if gpus else 'CPU worker')}")
 
 
-def _elsewhere(resources: Resources) -> bool:
-    """Whether there may be GPUs to train on."""
+def _gpus(resources: Resources) -> int:
+    """GPUs to train on: of the cluster, where there is one or may be one with GPUs."""
     import ray
     import torch
 
-    here = torch.cuda.is_available() if resources.gpus is None else resources.gpus > 0
-    return here or resources.address is not None or ray.is_initialized()
+    wanted, joined = resources.train_workers, resources.address is not None or ray.is_initialized()
+    here = torch.cuda.is_available()
+    if resources.gpus == 0 or (wanted == 0 and not here):
+        return 0
+    if not joined and (wanted == 0 or (not here and not resources.gpus)):
+        return int(here)
+    from pipeline.cluster import alive_nodes, connect
+
+    connect(resources)
+    return int(sum(node.get("GPU", 0.0) for node in alive_nodes().values()))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

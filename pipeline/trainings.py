@@ -46,8 +46,17 @@ class Training:
 
 def epochs_wanted(fields: Mapping[str, Any]) -> int | None:
     """The number that the trainer's config calls so, of a training's fingerprint fields; None where it has none."""
+    return _number("epochs", fields)
+
+
+def batch_wanted(fields: Mapping[str, Any]) -> int | None:
+    """What the trainer's config calls ``batch``: the rows of one step, over all workers together."""
+    return _number("batch", fields)
+
+
+def _number(called: str, fields: Mapping[str, Any]) -> int | None:
     for name, value in fields.items():
-        if name.startswith("config.") and name.rpartition(".")[2] == "epochs" and isinstance(value, int):
+        if name.startswith("config.") and name.rpartition(".")[2] == called and isinstance(value, int):
             return value
     return None
 

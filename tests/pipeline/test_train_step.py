@@ -18,6 +18,7 @@ from pipeline import plan as plans
 from pipeline.engine import execute
 from pipeline.errors import RaylensError, UsageError
 from pipeline.estimate import Measured
+from pipeline.events import Events
 from pipeline.images import Limits
 from pipeline.lock import RunLock
 from pipeline.options import Options, Resources
@@ -28,6 +29,7 @@ from pipeline.status import status
 from pipeline.steps import Job, Measure, Source, Train, config_fields
 from pipeline.storage import Folder
 from pipeline.train import Learnt, Material, Worker, train
+from pipeline.train_step import TrainStep, _Places, _places
 from pipeline.trainings import training
 from pipeline.verify import verify
 from pipeline.worker import Task, Work
@@ -277,6 +279,82 @@ class TestStop:
         assert later.is_set()
         with pytest.raises(RunStopped), later.breaking_off():
             pytest.fail("begun after the request")
+
+
+class TestPlaces:
+    @pytest.mark.parametrize(
+        ("resources", "batch", "workers", "gpus_per_worker", "told"),
+        [
+            (Resources(), 64, 4, 1.0, "on 4 GPUs"),
+            (Resources(), None, 4, 1.0, "on 4 GPUs"),
+            (Resources(), 6, 3, 1.0, "on 3 GPUs of 4: a batch of 6 does not divide among more"),
+            (Resources(), 7, 1, 1.0, "on 1 GPU of 4: a batch of 7 does not divide among more"),
+            (Resources(train_workers=2), 64, 2, 1.0, "on 2 GPUs"),
+            (Resources(train_workers=0), 64, 0, 1.0, "in this process on a GPU"),
+            (Resources(gpus=0), 64, 0, 0.0, "in this process on the CPU"),
+            (Resources(gpus=0, train_workers=0), 64, 0, 0.0, "in this process on the CPU"),
+            (Resources(gpus=0, train_workers=2), 64, 2, 0.0, "on 2 CPU workers"),
+        ],
+    )
+    def test_gpus_are_taken_where_there_are_some_for_us(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        resources: Resources,
+        batch: int | None,
+        workers: int,
+        gpus_per_worker: float,
+        told: str,
+    ) -> None:
+        self.there_are(monkeypatch, here=True, joined=False, gpus=4)
+        assert _places(resources, batch) == _Places(workers, gpus_per_worker, told)
+
+    @pytest.mark.parametrize("wanted", [None, 0])
+    def test_a_cluster_without_gpus_leaves_this_machine_s_alone(
+        self, monkeypatch: pytest.MonkeyPatch, wanted: int | None
+    ) -> None:
+        self.there_are(monkeypatch, here=True, joined=True, gpus=0)
+        assert _places(Resources(train_workers=wanted), 64) == _Places(0, 0.0, "in this process on the CPU")
+
+    def test_no_cluster_is_joined_where_it_would_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.there_are(monkeypatch, here=False, joined=False, gpus=0)
+        monkeypatch.setattr("pipeline.cluster.connect", lambda _: pytest.fail("joined"))
+        for wanted in (None, 0):
+            assert _places(Resources(train_workers=wanted), 64).workers == 0
+
+    def test_more_workers_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.there_are(monkeypatch, here=True, joined=False, gpus=1)
+        with pytest.raises(UsageError, match="2 training workers cannot share 1 GPU: each needs its own"):
+            _places(Resources(train_workers=2), 64)
+
+    def test_it_is_told_and_actors_leave_the_gpu_to_a_training_in_this_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said: list[str] = []
+        quiet = dataclasses.replace(QUIET, say=said.append)
+        execute(job(), str(tmp_path / "cpu"), quiet)
+        assert said == ["step 'line': trains in this process on the CPU"]
+        assert [(e["workers"], e["world"]) for e in events(tmp_path / "cpu", "train")] == [(0, 1)]
+
+        class FreedError(Exception):
+            pass
+
+        def free() -> None:
+            raise FreedError
+
+        monkeypatch.setattr("pipeline.train_step._places", lambda *_: _Places(0, 1.0, "in this process on a GPU"))
+        run, whole = Run(str(tmp_path / "gpu")), job()
+        run.freeze_keys("all", whole.sources["all"])
+        step = whole.steps[0]
+        assert isinstance(step, Train)
+        with Events(run.folder, "driver") as told, pytest.raises(FreedError):
+            TrainStep(step, whole, run, QUIET).go(told, Stop(), free)
+
+    def there_are(self, monkeypatch: pytest.MonkeyPatch, *, here: bool, joined: bool, gpus: int) -> None:
+        """A GPU on this machine or not, a cluster joined already or not, with so many GPUs."""
+        monkeypatch.setattr("torch.cuda.is_available", lambda: here)
+        monkeypatch.setattr("ray.is_initialized", lambda: joined)
+        monkeypatch.setattr("pipeline.cluster.connect", lambda _: None)
+        monkeypatch.setattr("pipeline.cluster.alive_nodes", lambda: {"a": {"GPU": float(gpus)}})
 
 
 def begin(run: Run, whole: Job) -> tuple[str, Any]:
