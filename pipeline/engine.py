@@ -129,8 +129,22 @@ class _Engine:
         now: dict[str, str] = {}
         for step in self.job.steps:
             moved = any(now.get(name) != before.get(name) for name in step.upstream)
+            moved = moved or self._outlearnt(step, before.get(step.name, ""))
             now[step.name] = self.fingerprints.get(step.name, "" if moved else before.get(step.name, ""))
         return now
+
+    def _outlearnt(self, step: Measure | Reduce | Train, mark: str) -> bool:
+        """Whether a step left out of this drive stands on a training that was made again in it and learnt otherwise."""
+        if not isinstance(step, Measure) or not mark:
+            return False
+        again = {f"upstream.{name}": self.trained[name] for name in step.trained.values() if name in self.trained}
+        try:
+            plan = (
+                plans.load(self.run.step_folder(step.name, split=step.splits[0], fingerprint=mark)) if again else None
+            )
+        except RaylensError:  # status names it
+            return False
+        return plan is not None and any(plan.fields.get(field) != digest for field, digest in again.items())
 
     def _known_fingerprints(self) -> dict[str, str]:
         """What an earlier driver wrote for steps this one does not touch."""

@@ -417,6 +417,34 @@ class TestWhatStandsOnIt:
         assert [step.stale for step in found.steps] == [True]
         assert not found.complete
 
+    def test_its_rows_are_not_today_s_once_the_training_alone_was_made_again_and_learnt_otherwise(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mark, work = begin(run, standing_on_it())
+        worker = MeasuringWorker(work, "cpu", 1)
+        for shard in range(2):
+            worker.run(Task("all", shard))
+        worker.close()
+        line = status(run.url).trainings[0].fingerprint
+        run.write_description(standing_on_it(), {}, {"line": line, "slope": mark})
+        only = dataclasses.replace(QUIET, only=("line",))
+
+        def marks() -> dict[str, str]:
+            return {step["name"]: step["fingerprint"] for step in run.describe()["steps"]}
+
+        spoil(next(Path(run.url, "line/result").glob("slope-*")), "truncated")
+        execute(standing_on_it(), run.url, only)
+        assert marks()["slope"] == mark, "the same was learnt"
+        assert status(run.url).complete
+        spoil(next(Path(run.url, "line/result").glob("slope-*")), "truncated")
+        monkeypatch.setattr(Line, "__call__", lambda *_: Learnt({"slope.bin": b"more"}))
+        execute(standing_on_it(), run.url, only)
+        assert marks()["slope"] == ""
+        found = status(run.url)
+        assert [(step.current, step.stale) for step in found.steps] == [(False, True)]
+        assert found.waiting == ("slope",)
+        assert not found.complete
+
     def test_plan_leaves_it_out_and_names_the_training(self, run: Run, tmp_path: Path) -> None:
         whole = standing_on_it()
         assert preview(whole, run.url, QUIET) == []
