@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jobs.semantic_screen import unreadable
 from pipeline import images
 from pipeline.provenance import cpu_count
 from pipeline.run import KeyTable
@@ -48,6 +49,8 @@ class TwoLevelTrainer:
                 rank=worker.rank,
                 world=worker.world,
                 log=worker.log,
+                progress=worker.tell,
+                unreadable=unreadable(worker, data) if self.config.skip_unreadable else None,
             )
         return Learnt(files, facts)
 

@@ -93,6 +93,7 @@ class TwoLevelNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.described = {"layer": features.layer, "width": features.width, "why": features.why}
+        self.width = features.width
         self.flops = features.flops  # per image; the heads are small beside it
         self.features = features.module
         self.features.requires_grad_(not config.freeze)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.preprocess import Preprocess
 from stages.semantic.augment import AugmentConfig, vary, whole
+from stages.semantic.computed import autocast, computed, require_room
 from stages.semantic.judge import Tally
+from stages.semantic.losses import NO_LABEL
 from stages.semantic.network import Heads, Outputs, TwoLevelConfig, TwoLevelNetwork, image_loss, new_network
 from stages.semantic.rules import rules_for
-from stages.training import Progress, TrainingConfig, best_epoch, fit, row_seeds
+from stages.training import Progress, TrainingConfig, best_epoch, fit
 from stages.training_ahead import AHEAD, ahead
-from stages.training_data import Batch, Data, Subset, TensorData, gains_from_ahead, screen
+from stages.training_data import Batch, Data, Subset, gains_from_ahead, screen
 from stages.training_state import Checkpoints
 
 RECIPE = TrainingConfig(
@@ -85,6 +86,8 @@ def train_two_level(
     rank: int = 0,
     world: int = 1,
     log: Callable[[str], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    unreadable: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Trains on ``data["train"]``, watches ``data["tune"]`` where there is one; goes on from ``checkpoints``.
 
@@ -92,6 +95,9 @@ def train_two_level(
         backbone: a classifier in eval mode; a copy of it is trained.
         data: batches of ``image`` uint8 [B, 3, h, w] (train: as `TwoLevelTraining.train_frame` makes them; tune: at
             the input's size), ``fine`` multi-hot [B, F] and ``coarse`` int64 [B] (-1: none).
+        log: hears of the features and of what is left out. progress: called after each epoch. Both on rank 0 only.
+        unreadable: {split: {key: reason}}, if it is known which rows cannot be read; else ``skip_unreadable`` reads
+            all of them to find out. Several workers need it: they must not find different ones.
         wrap: puts the network on the device and, with ``world`` > 1, into DistributedDataParallel.
 
     Returns:
@@ -103,37 +109,47 @@ def train_two_level(
     """
     device = torch.device(device)
     say = log if log is not None and rank == 0 else _quiet
-    unreadable: dict[str, dict[str, str]] = {split: {} for split in data}
-    if config.skip_unreadable:
-        data = {split: _screened(split, rows, unreadable, say) for split, rows in data.items()}
+    left_out: dict[str, dict[str, str]] = {split: dict((unreadable or {}).get(split, {})) for split in data}
+    if config.skip_unreadable and unreadable is None:
+        if world > 1:
+            raise ValueError("several workers leave out the same rows only if they are told which: give unreadable")
+        left_out = {split: screen(rows)[1] for split, rows in data.items()}
+    for split, bad in left_out.items():
+        if bad:
+            say(f"{len(bad)} of {len(data[split])} images of {split} cannot be read: left out, first {next(iter(bad))}")
+    data = {split: _readable(rows, left_out[split]) for split, rows in data.items()}
     monitored = config.training.monitor in METRICS
     if monitored and "tune" not in data:
         raise ValueError(f"monitor {config.training.monitor!r} is measured on the tune split: give one, or no monitor")
+    if "tune" in data:
+        _require_labels(data["tune"], config.evaluate_batch)
     network = new_network(backbone, config.model, config.preprocess.size, config.training.seed).to(device)
     say(f"features: {network.described['layer']} ({network.described['width']}), {network.described['why']}")
     counted = {split: len(rows) for split, rows in data.items()}
     learner: nn.Module = network
     forward: Callable[[nn.Module, Batch], Outputs] = partial(_from_pixels, config.preprocess)
     augment: Callable[[Batch, np.ndarray], Batch] | None = partial(_augmented, config)
-    if config.model.freeze:
-        data = {split: _computed(network, split, rows, config, device, say) for split, rows in data.items()}
-        learner, forward, augment = network.heads, _from_features, None
-    if config.training.channels_last:  # before it is wrapped: DistributedDataParallel keeps the layout it meets
-        learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    tune = data.get("tune")
-    history = fit(
-        wrap(learner) if wrap is not None else learner,
-        data["train"],
-        config.training,
-        checkpoints,
-        loss=lambda model, batch: image_loss(forward(model, batch), batch, config.model).mean(),
-        evaluate=None if tune is None else lambda model: measure(model, tune, config, forward, device),
-        augment=augment,
-        progress=partial(_tell, say),
-        device=device,
-        rank=rank,
-        world=world,
-    )
+    with tuned(device):
+        if config.model.freeze:
+            require_room(data, config.views, network.width, say)
+            data = {split: computed(network, split, rows, config, device, say) for split, rows in data.items()}
+            learner, forward, augment = network.heads, _from_features, None
+        if config.training.channels_last:  # before it is wrapped: DistributedDataParallel keeps the layout it meets
+            learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        tune = data.get("tune")
+        history = fit(
+            wrap(learner) if wrap is not None else learner,
+            data["train"],
+            config.training,
+            checkpoints,
+            loss=lambda model, batch: image_loss(forward(model, batch), batch, config.model).mean(),
+            evaluate=None if tune is None else lambda model: measure(model, tune, config, forward, device),
+            augment=augment,
+            progress=progress,
+            device=device,
+            rank=rank,
+            world=world,
+        )
     best = best_epoch(history, config.training) if config.training.monitor else len(history) - 1
     facts = {
         "model": asdict(config.model),
@@ -143,7 +159,7 @@ def train_two_level(
         "best_epoch": best + 1,
         "metrics": history[best],
         "rows": counted,
-        "unreadable": unreadable,
+        "unreadable": left_out,
         "rules": list(config.judged_by),
     }
     return network.to_files(), facts
@@ -164,7 +180,7 @@ def measure(
     with ahead(data.batch, _slices(len(data), config.evaluate_batch), depth) as batches:
         for batch in batches:
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            with _autocast(config.training.precision, device):
+            with autocast(config.training.precision, device):
                 outputs = forward(model, batch)
             total += image_loss(outputs, batch, config.model).double().sum()
             heads = model if isinstance(model, Heads) else cast(TwoLevelNetwork, model).heads
@@ -187,69 +203,31 @@ def _augmented(config: TwoLevelTraining, batch: Batch, seeds: np.ndarray) -> Bat
     return batch | {"image": whole(image, size) if config.augment is None else vary(image, seeds, config.augment, size)}
 
 
-@torch.no_grad()
-def _computed(
-    network: TwoLevelNetwork,
-    split: str,
-    data: Data,
-    config: TwoLevelTraining,
-    device: torch.device,
-    say: Callable[[str], None],
-) -> TensorData:
-    """The features of all rows, in every view; their keys name the view."""
-    began, views = time.perf_counter(), config.views if split == "train" else 1
-    network.eval()
-    network.features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    names: list[list[str]] = [[] for _ in range(views)]
-    found: list[list[Tensor]] = [[] for _ in range(views)]
-    labels: dict[str, list[Tensor]] = {"fine": [], "coarse": []}
-    slices = list(_slices(len(data), config.evaluate_batch))
-    with ahead(data.batch, slices) as batches:
-        for rows, batch in zip(slices, batches, strict=True):
-            keys = list(data.keys(rows))
-            for name, parts in labels.items():
-                parts.append(batch[name])
-            image = batch["image"].to(device)
-            for view in range(views):
-                shown = whole(image, config.preprocess.size)
-                if view and config.augment is not None:
-                    seeds = row_seeds(config.training.seed, view, keys)
-                    shown = vary(image, seeds, config.augment, config.preprocess.size)
-                pixels = config.preprocess.normalise(shown).contiguous(memory_format=torch.channels_last)
-                with _autocast(config.training.precision, device):
-                    features = network.features(pixels)
-                found[view].append(features.float().cpu())
-                names[view] += [f"{key}#{view}" for key in keys]
-    seconds = time.perf_counter() - began
-    say(f"features of {len(data)} images of {split} x {views} ({seconds:.1f} s)")
-    again = {name: torch.cat(parts * views) for name, parts in labels.items()}
-    return TensorData(list(chain(*names)), features=torch.cat(list(chain(*found))), **again)
+def _readable(data: Data, unreadable: Mapping[str, str]) -> Data:
+    keys = data.keys(np.arange(len(data)))
+    rows = np.array([row for row, key in enumerate(keys) if key not in unreadable], dtype=np.int64)
+    return data if len(rows) == len(data) else Subset(data, rows)
 
 
-def _screened(split: str, data: Data, unreadable: dict[str, dict[str, str]], say: Callable[[str], None]) -> Data:
-    rows, bad = screen(data)
-    unreadable[split] = bad
-    if bad:
-        say(f"{len(bad)} of {len(data)} images of {split} cannot be read and are left out, first {next(iter(bad))}")
-    return Subset(data, rows) if bad else data
+def _require_labels(data: Data, batch: int) -> None:
+    """ValueError where nothing can be judged; reads up to the first image with a coarse label."""
+    if not any(bool((data.batch(rows)["coarse"] != NO_LABEL).any()) for rows in _slices(len(data), batch)):
+        raise ValueError("no image of the tune split has a coarse label, so nothing can be judged: give labelled ones")
 
 
 def _slices(rows: int, size: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
-
-
-def _tell(say: Callable[[str], None], progress: Progress) -> None:
-    told = ", ".join(
-        f"{name.replace('_', ' ')} {progress.metrics[name]:.3f}"
-        for name in ("loss", *METRICS)
-        if name in progress.metrics
-    )
-    say(f"epoch {progress.epoch}/{progress.epochs}: {told} ({progress.seconds:.1f} s)")
+@contextmanager
+def tuned(device: torch.device) -> Iterator[None]:
+    """On a GPU, cuDNN tries its convolutions once for each shape and takes the fastest; ours are of few shapes."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _quiet(line: str) -> None:

@@ -26,13 +26,13 @@ from pipeline.vision import torchvision
 from stages.semantic.labels import targets
 from stages.semantic.network import TwoLevelConfig
 from stages.semantic.train import RECIPE, TwoLevelTraining, train_two_level
-from stages.training import TensorData
+from stages.training import Progress, TensorData
 
 FINE, COARSE = 80, 11
 
 
 class Drawn(TensorData):
-    """``images`` rows over a few drawn images, and the moment at which each batch was asked for."""
+    """``images`` rows over a few drawn images."""
 
     def __init__(self, images: int, size: int) -> None:
         generator = np.random.default_rng(0)
@@ -51,14 +51,13 @@ def measured(batch: int, steps: int, precision: str, device: torch.device) -> fl
     config = TwoLevelTraining(TwoLevelConfig(FINE, COARSE), recipe)
     ends: list[float] = []
 
-    def told(line: str) -> None:
-        if line.startswith("epoch "):
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            ends.append(time.perf_counter())
+    def told(_: Progress) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ends.append(time.perf_counter())
 
     data = Drawn(batch * steps, config.train_frame.size[0])
-    train_two_level(backbone, {"train": data}, config, device=device, log=told)
+    train_two_level(backbone, {"train": data}, config, device=device, progress=told)
     return batch * steps / (ends[1] - ends[0])
 
 
@@ -76,7 +75,6 @@ def main() -> None:
     precision = chosen.precision or ("bf16" if gpu else "float32")
     if not gpu:
         print("no GPU here: timing the same code on the CPU; with one it would time bf16 at batch 256")
-    torch.backends.cudnn.benchmark = True
     found = {
         "bench": "semantic_train",
         "images_per_s": round(measured(batch, steps, precision, device), 2),

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 from jobs.semantic_data import SCHEMA, require_rows, share
+from jobs.semantic_screen import unreadable
 from jobs.semantic_train import KeyTableImages
-from pipeline.errors import UsageError
+from pipeline.checkpoints import CommittedCheckpoints
+from pipeline.errors import RaylensError, UsageError
 from pipeline.images import Limits
-from pipeline.storage import UnreachableError
+from pipeline.storage import Folder, UnreachableError
+from pipeline.train import Worker
 from stages.preprocess import Preprocess
 from stages.training_data import RowError, screen
 
@@ -88,6 +92,42 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_taken(
     assert good.tolist() == [0, 1, 3, 4]
     assert list(bad) == ["2.png"]
     assert "not an image" in bad["2.png"]
+
+
+class Frozen(Keys):
+    digest = "0" * 64
+
+
+def worker(rank: int, folder: Path, keys: list[dict[str, Any]], said: list[str]) -> Worker:
+    checkpoints = CommittedCheckpoints(Folder(str(folder / "training" / "checkpoints")))
+    return Worker(rank, 2, torch.device("cpu"), checkpoints, said.append, {"train": Frozen(keys)})  # type: ignore[dict-item]
+
+
+def test_all_workers_and_later_starts_leave_out_what_the_first_one_could_not_read(
+    rows: list[dict[str, Any]], pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    whole = Path(rows[2]["uri"]).read_bytes()
+    with pytest.raises(RaylensError, match="the first worker did not say within 0 s"):
+        unreadable(worker(1, tmp_path, rows, said), {"train": data(rows, pool)}, patience=0)
+    Path(rows[2]["uri"]).write_bytes(b"no image")
+    first = unreadable(worker(0, tmp_path, rows, said), {"train": data(rows, pool)})
+    assert list(first["train"]) == ["2.png"]
+    assert said == ["reading the 5 images of train once: those that cannot be read are left out"]
+    Path(rows[2]["uri"]).write_bytes(whole)  # mended meanwhile
+    for rank in (1, 0):
+        assert unreadable(worker(rank, tmp_path, rows, said), {"train": data(rows, pool)}, patience=0) == first
+    assert len(said) == 1, "nobody reads the images for it again"
+
+
+def test_another_key_tables_images_are_read_anew(
+    rows: list[dict[str, Any]], pool: ThreadPoolExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert unreadable(worker(0, tmp_path, rows, []), {"train": data(rows, pool)}) == {"train": {}}
+    Path(rows[2]["uri"]).write_bytes(b"no image")
+    assert unreadable(worker(0, tmp_path, rows, []), {"train": data(rows, pool)}) == {"train": {}}
+    monkeypatch.setattr(Frozen, "digest", "1" * 64)
+    assert list(unreadable(worker(0, tmp_path, rows, []), {"train": data(rows, pool)})["train"]) == ["2.png"]
 
 
 def test_a_storage_that_is_away_ends_the_training_instead_of_shrinking_its_data(

@@ -18,8 +18,9 @@ import two_level_cases
 from two_level_cases import COARSE, FINE, SIZE, Saved, album, backbone, setting, train_here
 
 from stages.semantic.augment import vary
+from stages.semantic.computed import require_room
 from stages.semantic.network import TwoLevelConfig, new_network, two_level_network
-from stages.semantic.train import train_two_level
+from stages.semantic.train import train_two_level, tuned
 from stages.training import RowError, TensorData, row_seeds
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,7 +45,7 @@ def test_killed_in_a_random_epoch_it_ends_as_the_undisturbed_training(tmp_path: 
     assert again.returncode == 0, again.stderr
     told = again.stdout.splitlines()
     epochs = [line for line in told if line.startswith("epoch ")]
-    assert [line.split(":")[0] for line in epochs] == [f"epoch {n}/6" for n in range(done + 1, 7)], "only the rest"
+    assert epochs == [f"epoch {n}/6" for n in range(done + 1, 7)], "only the rest"
     facts = json.loads(told[-1])
     assert len(facts["history"]) == len(undisturbed["history"])
     for then, now in zip(undisturbed["history"], facts["history"], strict=True):
@@ -167,6 +168,39 @@ def test_rows_that_cannot_be_read_are_told_or_left_out_as_asked() -> None:
     assert facts["unreadable"] == {"train": {"image-5": "truncated"}, "tune": {}}
     assert facts["rows"] == {"train": 39, "tune": 10}
 
+    class Unread(TensorData):
+        asked: list[str] = []  # noqa: RUF012 -- of this test alone
+
+        def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+            self.asked += self.keys(rows)
+            return super().batch(rows)
+
+    data["train"] = Unread([f"image-{n}" for n in range(40)], **source.tensors)
+    known = {"train": {"image-7": "said before"}}
+    config = setting(epochs=1, skip_unreadable=True, batch=39)
+    _, facts = train_two_level(backbone(), data, config, unreadable=known)
+    assert facts["unreadable"] == {"train": {"image-7": "said before"}, "tune": {}}
+    assert sorted(Unread.asked) == sorted({f"image-{n}" for n in range(40)} - {"image-7"}), "each once: no screening"
+    with pytest.raises(ValueError, match="give unreadable"):
+        train_two_level(backbone(), data, config, world=2)
+
+
+def test_features_that_do_not_fit_are_refused_with_their_size() -> None:
+    data = {"train": album(100), "tune": album(10, seed=1)}
+    seen: list[str] = []
+    require_room(data, 3, 512, seen.append, held=310 * 512 * 4)
+    assert seen == ["310 rows of 512 features, 0.0 GB in memory"], "views are of the training images alone"
+    with pytest.raises(ValueError, match=r"310 rows of 512 features.*lower views, or train without freeze"):
+        require_room(data, 3, 512, seen.append, held=310 * 512 * 4 - 1)
+
+
+def test_cudnn_is_left_as_it_was_found() -> None:
+    before = torch.backends.cudnn.benchmark
+    for device, inside in (("cuda", True), ("cpu", before)):
+        with tuned(torch.device(device)):
+            assert torch.backends.cudnn.benchmark == inside
+        assert torch.backends.cudnn.benchmark == before
+
 
 def test_what_is_trained_on_is_augmented_and_what_is_judged_is_not() -> None:
     config = setting()
@@ -208,8 +242,10 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(ValueError, match="needs a frozen backbone"):
         setting(views=2)
     data = {"train": album(32, size=18), "tune": album(4, people_only=4)}
+    seen: list[str] = []
     with pytest.raises(ValueError, match="no image of the tune split has a coarse label"):
-        train_two_level(backbone(), data, setting(epochs=1))
+        train_two_level(backbone(), data, setting(epochs=1), log=seen.append, progress=lambda _: seen.append("epoch"))
+    assert seen == [], "before anything is computed"
     with pytest.raises(ValueError, match="at least 1 and 2"):
         TwoLevelConfig(3, 1)
     files, facts = train_two_level(backbone(), {"train": album(32, size=18)}, setting(epochs=1, monitor=None))

@@ -20,7 +20,7 @@ from stages.semantic.augment import AugmentConfig
 from stages.semantic.labels import targets
 from stages.semantic.network import TwoLevelConfig
 from stages.semantic.train import TwoLevelTraining, train_two_level
-from stages.training import TensorData, TrainingConfig
+from stages.training import Progress, TensorData, TrainingConfig
 
 SIZE = 16
 FINE = ("red light", "green light", "red night", "green night")
@@ -121,14 +121,16 @@ class Deadly(TensorData):
         return super().batch(rows)
 
 
-def train_here(folder: Path, last: int = 0, log: Callable[[str], None] | None = None) -> dict[str, Any]:
+def train_here(folder: Path, last: int = 0, progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
     """Fine-tunes the toy with augmentation, going on where ``folder`` says; its facts. 6 epochs of 6 batches."""
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # whatever a process starts with
     data = {"train": Deadly(album(96, size=18), last), "tune": album(40, seed=1)}
-    return train_two_level(backbone(), data, setting(), Saved(folder), log=log)[1]
+    return train_two_level(backbone(), data, setting(), Saved(folder), progress=progress)[1]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    facts = train_here(Path(sys.argv[1]), int(sys.argv[2]), log=lambda line: print(line, flush=True))
+    facts = train_here(
+        Path(sys.argv[1]), int(sys.argv[2]), lambda told: print(f"epoch {told.epoch}/{told.epochs}", flush=True)
+    )
     print(json.dumps(facts), flush=True)
