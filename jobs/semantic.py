@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.config import JobConfig, Location, Section
 from jobs.sections import Network
+from jobs.semantic_backbones import require_features
 from jobs.semantic_data import CocoRun, require_rows, share
 from jobs.semantic_train import TwoLevelTrainer
 from pipeline.engine import Outcome, execute
@@ -170,11 +171,14 @@ def variants(config: SemanticConfig) -> list[Variant]:
 
 
 def build(config: SemanticConfig) -> Job:
-    """The job's graph. Reads what the COCO run says of itself; UsageError where it is not finished."""
+    """The job's graph. Reads what the COCO run says of itself; UsageError where it is not finished,
+    or where a network cannot be cut at its features."""
     coco = CocoRun(os.path.abspath(config.coco) if "://" not in config.coco else config.coco)
     named = config.splits
     used = [named.train, *([named.tune] if named.tune else []), named.eval]
     fine, coarse = coco.fine_names(used), coco.coarse_names
+    for spec in config.networks:
+        require_features(spec)
     steps: list[Step] = []
     for variant in variants(config):
         steps += _steps(config, variant, fine, coarse)

@@ -146,6 +146,35 @@ def test_a_coco_run_that_is_missing_unfinished_or_another_job_is_refused(
     assert caught.value.where == str(tmp_path / "coco")
 
 
+UNCUT = """
+from torch import nn
+
+
+class Moody(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classes = nn.Linear(3, 4)
+
+    def forward(self, x):
+        if x.mean() > 0:
+            x = x + 1
+        return self.classes(x.mean((2, 3)))
+
+
+def moody():
+    return Moody()
+"""
+
+
+def test_a_backbone_that_cannot_be_cut_is_refused_before_anything_is_trained(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "moodysemantic.py").write_text(UNCUT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=r"moodysemantic:moody cannot be trained on two levels: .+"):
+        build(config(project, networks=[NETWORK, {"name": "moodysemantic:moody", "seed": 0}]))
+
+
 def test_splits_with_other_classes_are_refused_by_name(project: Path, tmp_path: Path) -> None:
     content = drawn(20, 3)
     content["categories"].append({"id": 60, "name": "tram", "supercategory": "vehicle"})
