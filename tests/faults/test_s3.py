@@ -25,7 +25,9 @@ def bucket():
     import os
 
     import boto3
+    import ray
 
+    ray.shutdown()  # the session of an earlier module has workers without these credentials
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -39,6 +41,7 @@ def bucket():
     os.environ.update(settings)
     boto3.client("s3").create_bucket(Bucket="runs")
     yield "s3://runs"
+    ray.shutdown()
     server.stop()
     for name, value in before.items():
         if value is None:
