@@ -60,17 +60,36 @@ def read_committed(folder: Folder) -> Committed | None:
         return None
     files, total = {}, hashlib.sha256()
     for name, entry in sorted(entries.items()):
-        try:
-            data = folder.read(entry["file"])
-        except FileNotFoundError:
-            raise _damaged(folder, entry["file"], "is missing") from None
-        if len(data) != entry["bytes"]:
-            raise _damaged(folder, entry["file"], f"has {len(data)} bytes instead of {entry['bytes']}")
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise _damaged(folder, entry["file"], "does not have the hash in its receipt")
-        files[name] = data
+        files[name] = _verified(folder, entry)
         total.update(name.encode() + b"\0" + bytes.fromhex(entry["sha256"]))
     return Committed(files, total.hexdigest())
+
+
+def read_one(folder: Folder, name: str) -> bytes | None:
+    """One of the files that were committed here, verified, without the others; None where there is no receipt.
+
+    Raises:
+        DamagedError: the receipt does not name it, or it is not what the receipt says.
+    """
+    try:
+        entries = _receipt(folder)
+    except FileNotFoundError:
+        return None
+    if name not in entries:
+        raise _damaged(folder, RECEIPT, f"names no {name}")
+    return _verified(folder, entries[name])
+
+
+def _verified(folder: Folder, entry: Mapping[str, Any]) -> bytes:
+    try:
+        data = folder.read(entry["file"])
+    except FileNotFoundError:
+        raise _damaged(folder, entry["file"], "is missing") from None
+    if len(data) != entry["bytes"]:
+        raise _damaged(folder, entry["file"], f"has {len(data)} bytes instead of {entry['bytes']}")
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise _damaged(folder, entry["file"], "does not have the hash in its receipt")
+    return data
 
 
 def digest_of(folder: Folder) -> str | None:
