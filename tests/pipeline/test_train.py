@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +20,37 @@ from pipeline.errors import UsageError
 from pipeline.storage import Folder
 from pipeline.train import Learnt, Worker, train
 
-# A whole training as a user's module has it; also run as a program, to be killed.
+# A whole training as a user's module has it, five batches an epoch; also run as a program, which kills itself at a
+# given batch ("batch 8") or when everything of a checkpoint is written but its receipt ("receipt 3").
 PROGRAM = textwrap.dedent("""
-    import sys, time
+    import os, signal, sys
     import torch
     from pipeline.storage import Folder
     from pipeline.train import Learnt, train
     from stages.training import TensorData, TrainingConfig, fit
 
-    def learn(pause, epochs):
+    def countdown(count):
+        def at():
+            nonlocal count
+            count -= 1
+            if count == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return at
+
+    def learn(epochs, at_batch=lambda: None):
         def function(worker):
             torch.manual_seed(0)
             net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
             x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
             data = TensorData([str(n) for n in range(40)], x=x, y=x.prod(dim=1, keepdim=True))
             def loss(model, batch):
+                if model.training:
+                    at_batch()
                 return ((model(batch["x"]) - batch["y"]) ** 2).mean()
             def evaluate(model):
                 return {"error": float(loss(model, data.tensors))}
             def progress(step):
                 worker.log(f"epoch {step.epoch}")
-                time.sleep(pause)
             config = TrainingConfig(epochs=epochs, batch=8, optimizer="adamw", lr=0.01, channels_last=False)
             history = fit(worker.wrap(net), data, config, worker.checkpoints, loss=loss, evaluate=evaluate,
                           progress=progress, rank=worker.rank, world=worker.world)
@@ -51,7 +59,16 @@ PROGRAM = textwrap.dedent("""
         return function
 
     if __name__ == "__main__":
-        train(learn(0.03, 40), Folder(sys.argv[1]), fingerprint={"epochs": 40}, threads=1, log=len)
+        what, last = sys.argv[2], countdown(int(sys.argv[3]))
+        if what == "receipt":
+            create = Folder.create
+            def dying(folder, name, data):
+                if name == "receipt.json":
+                    last()
+                return create(folder, name, data)
+            Folder.create = dying
+        function = learn(40, last) if what == "batch" else learn(40)
+        train(function, Folder(sys.argv[1]), fingerprint={"epochs": 40}, threads=1, log=len)
 """)
 
 
@@ -65,29 +82,31 @@ def learn() -> Any:
 @pytest.fixture(scope="module")
 def undisturbed(learn: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = Folder(str(tmp_path_factory.mktemp("undisturbed")))
-    return train(learn(0, 40), folder, fingerprint={"epochs": 40}, threads=1)
+    return train(learn(40), folder, fingerprint={"epochs": 40}, threads=1)
 
 
 @pytest.mark.faults
-def test_training_killed_at_random_moments_ends_as_the_undisturbed_one(
+def test_training_killed_in_mid_epoch_and_in_mid_checkpoint_ends_as_the_undisturbed_one(
     learn: Any, undisturbed: Any, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     run = tmp_path / "run"
-    moments = random.Random(time.time_ns())
-    for _ in range(2):
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        process = subprocess.Popen([sys.executable, str(program), str(run)], env=environment)
-        before = set(run.glob("checkpoints/*/receipt.json"))
-        while process.poll() is None and set(run.glob("checkpoints/*/receipt.json")) <= before:
-            time.sleep(0.01)
-        pause = moments.uniform(0, 0.4)
-        time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert list(run.glob("checkpoints/*/receipt.json")), "nothing was committed before the kill"
-    trained = train(learn(0, 40), Folder(str(run)), fingerprint={"epochs": 40}, threads=1)
+    checkpoints = CommittedCheckpoints(Folder(str(run / "checkpoints")))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def killed(what: str, at: int) -> bool:
+        command = [sys.executable, str(program), str(run), what, str(at)]
+        return subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+
+    assert killed("batch", 8)
+    assert checkpoints.epochs() == [1]
+    assert killed("receipt", 3)  # it went on with epoch 2
+    assert checkpoints.epochs() == [3, 2, 1]
+    assert list((run / "checkpoints/0004").iterdir()), "nothing of the fourth was written"
+    lines: list[str] = []
+    trained = train(learn(40), Folder(str(run)), fingerprint={"epochs": 40}, threads=1, log=lines.append)
+    assert lines[0] == "going on from checkpoint 3"
     assert trained.facts["history"] == undisturbed.facts["history"]
     assert trained.digest == undisturbed.digest
 
@@ -111,12 +130,12 @@ def test_damaged_checkpoint_is_refused_by_name_and_the_one_before_used(
     how: str, learn: Any, undisturbed: Any, tmp_path: Path
 ) -> None:
     folder = Folder(str(tmp_path))
-    train(learn(0, 40), folder, fingerprint={"epochs": 40}, threads=1)
+    train(learn(40), folder, fingerprint={"epochs": 40}, threads=1)
     for file in (tmp_path / "result").iterdir():
         file.unlink()
     damage(tmp_path / "checkpoints" / "0040", how)
     lines: list[str] = []
-    trained = train(learn(0, 40), folder, fingerprint={"epochs": 40}, threads=1, log=lines.append)
+    trained = train(learn(40), folder, fingerprint={"epochs": 40}, threads=1, log=lines.append)
     assert lines[0].startswith("checkpoint 40 refused")
     assert str(tmp_path / "checkpoints" / "0040") in lines[0]
     assert lines[1] == "going on from checkpoint 39"
@@ -172,19 +191,19 @@ def test_commit_works_on_other_storage() -> None:
 
 def test_finished_training_is_read_back_and_a_damaged_result_told(learn: Any, tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    first = train(learn(0, 3), folder, fingerprint={}, threads=1)
+    first = train(learn(3), folder, fingerprint={}, threads=1)
     again = train(lambda worker: pytest.fail("trained again"), folder, fingerprint={})
     assert again == first
     next((tmp_path / "result").glob("weights-*.bin")).write_bytes(b"no")
     with pytest.raises(DamagedError, match="has 2 bytes instead of"):
-        train(learn(0, 3), folder, fingerprint={})
+        train(learn(3), folder, fingerprint={})
 
 
 def test_other_settings_are_refused_by_name(learn: Any, tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    train(learn(0, 2), folder, fingerprint={"lr": 0.1, "data": "abc"}, threads=1)
+    train(learn(2), folder, fingerprint={"lr": 0.1, "data": "abc"}, threads=1)
     with pytest.raises(UsageError, match=r"lr: 0\.1 then, 0\.2 now"):
-        train(learn(0, 2), folder, fingerprint={"lr": 0.2, "data": "abc"}, threads=1)
+        train(learn(2), folder, fingerprint={"lr": 0.2, "data": "abc"}, threads=1)
 
 
 class TestUnderRay:
@@ -200,29 +219,30 @@ class TestUnderRay:
     def test_one_worker_learns_what_this_process_learns(self, learn: Any, undisturbed: Any, tmp_path: Path) -> None:
         folder = Folder(str(tmp_path))
         lines: list[str] = []
-        trained = train(learn(0, 40), folder, fingerprint={"epochs": 40}, workers=1, threads=1, log=lines.append)
+        trained = train(learn(40), folder, fingerprint={"epochs": 40}, workers=1, threads=1, log=lines.append)
         said = [line for line in lines if not line.startswith("waiting for")]  # on a busy machine
         assert said == [f"epoch {n}" for n in range(1, 41)], "what a worker says is heard, in order"
         assert trained.facts["history"] == undisturbed.facts["history"]
         assert trained.digest == undisturbed.digest
         assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["0038", "0039", "0040"]
 
-    def test_two_workers_average_their_gradients(self, learn: Any, undisturbed: Any, tmp_path: Path) -> None:
-        trained = train(learn(0, 40), Folder(str(tmp_path)), fingerprint={"epochs": 40}, workers=2, threads=1)
-        assert trained.facts["world"] == 2
-        together = [epoch["error"] for epoch in trained.facts["history"]]
-        alone = [epoch["error"] for epoch in undisturbed.facts["history"]]
-        assert together == pytest.approx(alone, rel=1e-3)
-
-    def test_an_error_is_told_without_a_trail_of_frames(self, tmp_path: Path) -> None:
+    def test_two_workers_average_their_gradients_and_their_error_is_told_without_a_trail_of_frames(
+        self, learn: Any, undisturbed: Any, tmp_path: Path
+    ) -> None:
         def fails(worker: Worker) -> Learnt:
-            raise ValueError("the moon is too bright")
+            world = learn(40)(worker).facts["world"]
+            raise ValueError(f"the moon is too bright for {world} workers")
 
         lines: list[str] = []
-        with pytest.raises(UsageError, match="the moon is too bright") as told:
-            train(fails, Folder(str(tmp_path)), fingerprint={}, workers=1, log=lines.append)
+        with pytest.raises(UsageError, match="the moon is too bright for 2 workers") as told:
+            train(fails, Folder(str(tmp_path)), fingerprint={}, workers=2, threads=1, log=lines.append)
         assert "Traceback" not in str(told.value)
         assert not [line for line in lines if "lost" in line], "it would only raise again"
+        assert not (tmp_path / "result").exists()
+        state = json.loads(CommittedCheckpoints(Folder(str(tmp_path / "checkpoints"))).latest()[1]["state.json"])
+        together = [epoch["error"] for epoch in state["history"]]
+        alone = [epoch["error"] for epoch in undisturbed.facts["history"]]
+        assert together == pytest.approx(alone, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -249,5 +269,5 @@ def test_batch_norm_is_over_the_batches_of_all_gpus(
 
 def test_threads_are_put_back(learn: Any, tmp_path: Path) -> None:
     before = torch.get_num_threads()
-    train(learn(0, 1), Folder(str(tmp_path)), fingerprint={}, threads=before + 1)
+    train(learn(1), Folder(str(tmp_path)), fingerprint={}, threads=before + 1)
     assert torch.get_num_threads() == before
