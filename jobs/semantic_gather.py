@@ -17,11 +17,10 @@ from jobs.semantic_report import semantic_page
 from jobs.semantic_report_data import CASES, Path, Result, Rows, SemanticReportData, best
 from pipeline import images
 from pipeline import plan as plans
-from pipeline.checkpoints import DamagedError
+from pipeline.checkpoints import DamagedError, read_one
 from pipeline.run import Run
 from pipeline.sources.selection import key_shares
 from pipeline.status import failed_rows
-from pipeline.train import read_trained
 from pipeline.units import Unit, units
 from stages.semantic.rules import Judged, judge
 
@@ -51,8 +50,9 @@ def gather(run: Run, described: Mapping[str, Any]) -> SemanticReportData:
     for variant in variants(config):
         facts, summary = None, None
         try:
-            trained = read_trained(run.step_folder(f"train_{variant.name}"))
-            facts = None if trained is None else trained.facts
+            # The weights of all networks together may be gigabytes, and nothing on the page is made from them.
+            told = read_one(run.step_folder(f"train_{variant.name}").child("result"), "facts.json")
+            facts = None if told is None else json.loads(told)
         except DamagedError as error:
             notes.append(f"The training of {variant.name} is damaged: {error}")
         if mark := marks.get(f"indexes_{variant.name}"):
