@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from stages.linear.rules import BatchNorm, Decision, Values, Weighted
+from stages.linear.affine import BatchNorm, Weighted
+from stages.linear.sites import Decision, Values
 from stages.linear.stream import Frozen
 
 

@@ -13,7 +13,9 @@ import torch
 from torch import fx
 
 from stages.layers import Names
-from stages.linear.rules import Decision, Rule, Site, Values, rules, tells_shape
+from stages.linear.affine import Rule
+from stages.linear.rules import rules
+from stages.linear.sites import Decision, Site, Values, tells_shape
 from stages.tracing import Graph, ancestors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -122,3 +123,37 @@ def image(seed: int = 0, *shape: int) -> torch.Tensor:
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-12) -> bool:
     return bool((a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max())))
+
+
+def espcn(d: int, s: int, scale: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, d, 5, padding=2),
+        nn.Tanh(),
+        nn.Conv2d(d, s, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(s, scale**2, 3, padding=1),
+        nn.PixelShuffle(scale),
+        nn.Sigmoid(),
+    )
+
+
+def fsrcnn(scale: int) -> nn.Sequential:
+    middle = [part for _ in range(4) for part in (nn.Conv2d(12, 12, 3, padding=1), nn.PReLU())]
+    return nn.Sequential(
+        nn.Conv2d(1, 56, 5, padding=2),
+        nn.PReLU(),
+        nn.Conv2d(56, 12, 1),
+        nn.PReLU(),
+        *middle,
+        nn.Conv2d(12, 56, 1),
+        nn.PReLU(),
+        nn.ConvTranspose2d(56, 1, 9, scale, 4, output_padding=scale - 1),
+    )
+
+
+def load_sr(net: nn.Module, file: Path) -> nn.Module:
+    """The public weights of a super-resolution network, in float64."""
+    from safetensors.torch import load_file
+
+    net.load_state_dict({key.removeprefix("net."): value for key, value in load_file(file).items()})
+    return net.double().eval()

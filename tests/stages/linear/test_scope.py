@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from linear_cases import STREAMED, close, image, network, networks
+from linear_cases import STREAMED, close, espcn, fsrcnn, image, load_sr, network, networks
 from torch import nn
 from torch.nn import functional as F
 
@@ -215,41 +215,10 @@ def test_places_are_checked() -> None:
             scope.column(wrong)
 
 
-class Espcn(nn.Sequential):
-    def __init__(self, d: int, s: int, scale: int) -> None:
-        super().__init__(
-            nn.Conv2d(1, d, 5, padding=2),
-            nn.Tanh(),
-            nn.Conv2d(d, s, 3, padding=1),
-            nn.Tanh(),
-            nn.Conv2d(s, scale**2, 3, padding=1),
-            nn.PixelShuffle(scale),
-            nn.Sigmoid(),
-        )
-
-
-def fsrcnn(scale: int) -> nn.Sequential:
-    middle = [part for _ in range(4) for part in (nn.Conv2d(12, 12, 3, padding=1), nn.PReLU())]
-    return nn.Sequential(
-        nn.Conv2d(1, 56, 5, padding=2),
-        nn.PReLU(),
-        nn.Conv2d(56, 12, 1),
-        nn.PReLU(),
-        *middle,
-        nn.Conv2d(12, 56, 1),
-        nn.PReLU(),
-        nn.ConvTranspose2d(56, 1, 9, scale, 4, output_padding=scale - 1),
-    )
-
-
 @pytest.mark.parametrize(("file", "engine"), [("ESPCN_s2_D22_S32", "stream"), ("FSRCNN_s2_D56_S12_M4", "autograd")])
 def test_real_super_resolution_networks(real_data: Path, file: str, engine: str) -> None:
-    from safetensors.torch import load_file
-
-    net = Espcn(22, 32, 2) if file.startswith("ESPCN") else fsrcnn(2)
-    state = load_file(real_data / "sr" / f"{file}.safetensors")
-    net.load_state_dict({key.removeprefix("net."): value for key, value in state.items()})
-    scope = LinearScope(net.double().eval(), torch.rand(1, 1, 12, 12, dtype=torch.float64))
+    net = load_sr(espcn(22, 32, 2) if file.startswith("ESPCN") else fsrcnn(2), real_data / "sr" / f"{file}.safetensors")
+    scope = LinearScope(net, torch.rand(1, 1, 12, 12, dtype=torch.float64))
     assert scope.engine == engine
     assert close(scope.forward(scope.x0) + scope.residual(), scope.output)
     assert close(scope.column(70).flatten()[300], scope.row(300).flatten()[70])
