@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from pipeline.vision import torchvision
 
 
 def awake(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -157,3 +160,25 @@ def load_sr(net: nn.Module, file: Path) -> nn.Module:
 
     net.load_state_dict({key.removeprefix("net."): value for key, value in load_file(file).items()})
     return net.double().eval()
+
+
+def family(name: str) -> nn.Module:
+    """Random weights that keep the size of what passes, and narrow hidden layers behind the features."""
+    with torch.device("meta"):
+        net = getattr(torchvision.models, name)(weights=None, num_classes=7, **_OPTIONS.get(name, {}))
+        if isinstance(net, (torchvision.models.AlexNet, torchvision.models.VGG)):
+            layers = [i for i, part in enumerate(net.classifier) if isinstance(part, nn.Linear)]
+            widths = [net.classifier[layers[0]].in_features, 16, 16, 7]
+            for i, a, b in zip(layers, widths[:-1], widths[1:], strict=True):
+                net.classifier[i] = nn.Linear(a, b)
+    net.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                weight = module.weight
+                weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2 / weight[0].numel()))
+    return awake(net)
+
+
+_OPTIONS = {"inception_v3": {"init_weights": False, "aux_logits": False}}

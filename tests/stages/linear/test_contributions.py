@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from linear_cases import awake, close, image, network
+from linear_cases import awake, close, family, image, network
 from torch import nn
 
-from pipeline.vision import torchvision
 from stages.linear.contributions import Contributing, Contributions
 from stages.linear.scope import LinearScope, freeze
 
@@ -22,28 +19,6 @@ FAMILIES = {
     **{f"densenet{n}": 32 for n in (121, 161, 169, 201)},
     **{f"vgg{n}{norm}": 32 for n in (11, 13, 16, 19) for norm in ("", "_bn")},
 }
-
-
-def family(name: str) -> nn.Module:
-    """Random weights that keep the size of what passes, and narrow hidden layers behind the features."""
-    with torch.device("meta"):
-        net = getattr(torchvision.models, name)(weights=None, num_classes=7, **_OPTIONS.get(name, {}))
-        if isinstance(net, (torchvision.models.AlexNet, torchvision.models.VGG)):
-            layers = [i for i, part in enumerate(net.classifier) if isinstance(part, nn.Linear)]
-            widths = [net.classifier[layers[0]].in_features, 16, 16, 7]
-            for i, a, b in zip(layers, widths[:-1], widths[1:], strict=True):
-                net.classifier[i] = nn.Linear(a, b)
-    net.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                weight = module.weight
-                weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2 / weight[0].numel()))
-    return awake(net)
-
-
-_OPTIONS = {"inception_v3": {"init_weights": False, "aux_logits": False}}
 
 
 def adds_up(found: Contributions, tolerance: float = 1e-10) -> bool:

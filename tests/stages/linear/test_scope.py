@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from linear_cases import STREAMED, close, espcn, fsrcnn, image, load_sr, network, networks
+from linear_cases import STREAMED, close, espcn, family, fsrcnn, image, load_sr, network, networks
 from torch import nn
 from torch.nn import functional as F
 
@@ -224,3 +224,17 @@ def test_real_super_resolution_networks(real_data: Path, file: str, engine: str)
     assert close(scope.column(70).flatten()[300], scope.row(300).flatten()[70])
     v, u = torch.randn_like(scope.x0), torch.randn_like(scope.output)
     assert close((scope.forward(v) * u).sum(), (v * scope.adjoint(u)).sum())
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "densenet121", "mobilenet_v2", "squeezenet1_1"])
+def test_both_engines_on_whole_families(name: str) -> None:
+    """Functional ReLUs, concatenations, ReLU6, in-place calls and ceil-mode pooling as torchvision writes them."""
+    net, x0 = family(name), image(0, 3, *[75 if name == "inception_v3" else 40] * 2)
+    scopes = [LinearScope(net, x0, engine=engine, masks="keep") for engine in ("autograd", "stream")]
+    v, u = image(1, *x0.shape[1:]), torch.randn(scopes[0].output.shape, generator=torch.Generator().manual_seed(2))
+    ahead, back = ([ask(s) for s in scopes] for ask in (lambda s: s.forward(v), lambda s: s.adjoint(u.double())))
+    assert close(ahead[0], ahead[1])
+    assert close(back[0], back[1])
+    assert close((ahead[1] * u).sum(), (v * back[1]).sum(), 1e-10)
+    assert close(scopes[1].forward(x0) + scopes[1].residual(), scopes[1].output, 1e-10)
+    assert torch.equal(scopes[1].frozen_output(x0), scopes[1].output)
