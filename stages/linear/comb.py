@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -129,6 +130,7 @@ class _Writes:
         return self.axis.first_output(j), math.floor((j - self.axis.low) / self.axis.step), self.axis.reach
 
 
+@lru_cache(maxsize=1024)  # the combs of one phase along an axis share theirs
 def _indices(spans: _Reads | _Writes, places: range, size: int) -> tuple[list[int], torch.Tensor]:
     """Where each patch begins, and its indices (places, patch); ``size`` stands for what is not of the patch."""
     first, rows = [], []
