@@ -39,14 +39,16 @@ class Call:
 class Graph:
     """The calls of ``module`` in order, probed with noise of ``example``'s shape.
 
-    Shares the module's parameters and changes nothing in it.
+    Shares the module's parameters and changes nothing in it. A network whose output is no (batch, classes) table is
+    refused unless ``logits`` is False.
     """
 
-    def __init__(self, module: nn.Module, example: torch.Tensor) -> None:
+    def __init__(self, module: nn.Module, example: torch.Tensor, *, logits: bool = True) -> None:
         training = next((name for name, m in module.named_modules() if m.training), None)
         if training is not None:
             raise ValueError(f"module {training or type(module).__name__!r} is in training mode: call .eval() first")
         self.module = module
+        self._logits = logits
         tracer = _Tracer()
         try:
             graph = tracer.trace(module)
@@ -89,7 +91,7 @@ class Graph:
             values: dict[fx.Node, Any] = {}
             double = self._record(two, values)
             expected, got = self.module(two), values[self.output]
-        if not isinstance(got, torch.Tensor) or got.dim() != 2:
+        if not isinstance(got, torch.Tensor) or (self._logits and got.dim() != 2):
             form = tuple(got.shape) if isinstance(got, torch.Tensor) else type(got).__name__
             raise ValueError(
                 f"{type(self.module).__name__} gives {form}, not (batch, classes): wrap it so that it does"
