@@ -29,8 +29,7 @@ from stages.training import TensorData, TrainingConfig, fit
 class LineConfig:
     epochs: int = 6
     lr: float = 0.05
-    pause_s: float = dataclasses.field(default=0.0, metadata={"fingerprint": False})  # before each step
-    slow_from: int = dataclasses.field(default=0, metadata={"fingerprint": False})  # that step and later: 12 s each
+    hold_at: int = dataclasses.field(default=0, metadata={"fingerprint": False})  # the step that waits
     markers: str = dataclasses.field(default="", metadata={"fingerprint": False})
     fault: str = dataclasses.field(default="", metadata={"fingerprint": False})
 
@@ -43,7 +42,8 @@ def features(key: str) -> list[float]:
 class Line:
     """y = 2 a - b + 0.5, learnt from the keys of split "all", 5 steps an epoch.
 
-    ``fault`` "mid-epoch" kills its process once in the middle of the third epoch.
+    ``fault`` "mid-epoch" kills its process once in the middle of the third epoch. At step ``hold_at`` it says so by the
+    file "held" in ``markers`` and goes no further: whoever looks on finds it there, however busy the machine is.
     """
 
     version = 1
@@ -62,7 +62,8 @@ class Line:
         def loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             nonlocal calls
             calls += 1
-            time.sleep(12.0 if 0 < self.config.slow_from <= calls else self.config.pause_s)
+            if calls == self.config.hold_at:
+                self._hold()
             if self.config.fault == "mid-epoch" and calls == 13:
                 self._die_once()
             return ((model(batch["x"])[:, 0] - batch["y"]) ** 2).mean()
@@ -82,6 +83,13 @@ class Line:
             world=worker.world,
         )
         return Learnt({"weights.bin": net.weight.detach().numpy().tobytes()}, {"history": history})
+
+    def _hold(self) -> None:
+        (Path(self.config.markers) / "held").touch()
+        end = time.monotonic() + 300  # should nobody end it
+        while time.monotonic() < end:
+            time.sleep(0.05)
+        raise TimeoutError("nobody ended it")
 
     def _die_once(self) -> None:
         try:
@@ -137,7 +145,7 @@ def job(epochs: int = 6, keys: int = 40, train_only: bool = False, **config: Any
 
 
 def main() -> int:
-    """A driver: ``python learning.py RUN '{"pause_s": 0.1}' '{"train_workers": 1}'``."""
+    """A driver: ``python learning.py RUN '{"epochs": 3}' '{"train_workers": 1}'``."""
     from pipeline.errors import RaylensError
 
     try:
