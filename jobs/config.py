@@ -109,7 +109,7 @@ class ResourcesConfig(Section):
     micro_batch: int | None = Field(default=None, ge=1)  # instead of what the method proposes
     train_workers: int | None = Field(
         default=None, ge=0
-    )  # absent: one for each GPU, else the driver trains; 0: it does
+    )  # absent: as many as there are GPUs and divide the batch, else the driver trains; 0: it does
 
 
 class JobConfig(Section):
