@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline import images
 from pipeline.checkpoints import RECEIPT, CommittedCheckpoints, commit, read_committed
 from pipeline.errors import RaylensError, UsageError
+from pipeline.provenance import cpu_count
 from pipeline.run import KeyTable
 from pipeline.signals import Stop
 from pipeline.steps import Input
@@ -283,8 +284,8 @@ def work(
     if place.rank > 0:
         channel = replace(channel, log=_quiet, heard=_quiet, saved=_quiet)
     before = torch.get_num_threads()
-    if threads:
-        torch.set_num_threads(threads)
+    # Not what this process happens to have set: a resumed training must round as its first part did.
+    torch.set_num_threads(threads or max(1, cpu_count() // place.local_world))
     try:
         device = torch.device("cuda", torch.cuda.current_device()) if place.gpu else torch.device("cpu")
         worker = Worker(

@@ -19,7 +19,6 @@ from ray.util.queue import Queue
 
 from pipeline.checkpoints import CommittedCheckpoints
 from pipeline.errors import RaylensError
-from pipeline.provenance import cpu_count
 from pipeline.remote_errors import told_cause
 from pipeline.signals import Stop
 from pipeline.storage import Folder, UnreachableError
@@ -212,5 +211,4 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     place = Place(
         context.get_world_rank(), context.get_world_size(), context.get_local_world_size(), bool(settings["gpu"])
     )
-    threads = settings["threads"] or max(1, cpu_count() // place.local_world)
-    work(settings["function"], settings["folder"], place, threads, settings["material"], channel)
+    work(settings["function"], settings["folder"], place, settings["threads"], settings["material"], channel)

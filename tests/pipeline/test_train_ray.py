@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline import train_ray
 from pipeline.errors import UsageError
 from pipeline.storage import Folder, UnreachableError
-from pipeline.train import Channel, Material, Place
+from pipeline.train import Channel, Learnt, Material, Worker
 
 CUT_OFF = RuntimeError("Connection closed by peer")
 KILLED = ray.exceptions.ActorDiedError()
@@ -76,15 +77,19 @@ def test_workers_that_were_killed_or_cut_off_are_started_again(
 
 @pytest.mark.parametrize(("asked", "given"), [(None, 4), (2, 2)])
 def test_a_node_s_cores_are_shared_among_the_workers_on_it(
-    asked: int | None, given: int, monkeypatch: pytest.MonkeyPatch
+    asked: int | None, given: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # Eight workers in all, three of them on this node of twelve cores.
     context = SimpleNamespace(get_world_rank=lambda: 5, get_world_size=lambda: 8, get_local_world_size=lambda: 3)
-    worked: list[tuple[Any, ...]] = []
+    met: list[tuple[int, int, int, int]] = []
     monkeypatch.setattr("ray.train.get_context", lambda: context)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(current_actor=None))
-    monkeypatch.setattr(train_ray, "cpu_count", lambda: 12)
-    monkeypatch.setattr(train_ray, "work", lambda *given: worked.append(given))
-    settings = {"function": len, "folder": None, "gpu": False, "threads": asked, "material": None}
-    train_ray._ray_worker({**settings, "lines": SimpleNamespace(put=lambda _: None)})
-    assert worked[0][2:4] == (Place(5, 8, 3, False), given)
+    monkeypatch.setattr("pipeline.train.cpu_count", lambda: 12)
+
+    def function(worker: Worker) -> Learnt:
+        met.append((worker.rank, worker.world, worker.local_world, torch.get_num_threads()))
+        return Learnt({})
+
+    settings = {"function": function, "folder": Folder(str(tmp_path)), "gpu": False, "threads": asked}
+    train_ray._ray_worker({**settings, "material": Material(), "lines": SimpleNamespace(put=lambda _: None)})
+    assert met == [(5, 8, 3, given)]
