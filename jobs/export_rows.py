@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ Found = tuple[int, float, Box, NDArray[np.bool_] | None]  # class, score, box, m
 Choice = Sequence[float]  # one threshold, or one for each half of the images
 
 
-class Drawing:
+class Drawing(ABC):
     """The rows of a measuring step on one split, in the order of keys."""
 
     step = ""
@@ -59,8 +60,9 @@ class Drawing:
                 if row.get("width") and row.get("height"):
                     yield row, list(self.found(row)) if row["status"] == "ok" else []
 
+    @abstractmethod
     def found(self, row: Mapping[str, Any]) -> Iterator[Found]:
-        raise NotImplementedError
+        """What one image's row says is there."""
 
     def at(self, key: str) -> int:
         """Number of the threshold that judged this image."""
