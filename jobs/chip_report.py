@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import yaml
 
 from jobs import chip_report_errors, chip_report_fits, chip_report_pictures, chip_report_weights
 from jobs.chip_report_data import (
@@ -19,6 +16,7 @@ from jobs.chip_report_data import (
     chosen_metrics,
     layer_rows,
 )
+from jobs.report_parts import accounting, as_yaml, plain
 from pipeline.report.blocks import (
     Card,
     Cell,
@@ -44,7 +42,7 @@ _FAILURES_SHOWN = 50
 def chip_page(data: ChipReportData) -> Page:
     """The whole page. Parts the run does not hold are said in a sentence; only ``data.load`` reads files."""
     network = str(data.network.get("name", "network"))
-    warnings = [*_accounting(data), *(Notice(note) for note in data.notes)]
+    warnings = [*accounting(data.totals), *(Notice(note) for note in data.notes)]
     poor = chip_report_fits.underdetermined(data)
     if poor is not None:
         warnings.append(
@@ -65,8 +63,8 @@ def chip_page(data: ChipReportData) -> Page:
         cards=_cards(data),
         warnings=warnings,
         provenance=[
-            Facts([(str(k).replace("_", " "), _plain(v)) for k, v in data.provenance.items()]),
-            Details("Resolved configuration", [Code(_yaml(data.config))]),
+            Facts([(str(k).replace("_", " "), plain(v)) for k, v in data.provenance.items()]),
+            Details("Resolved configuration", [Code(as_yaml(data.config))]),
         ],
         footer=f"Made by Raylens from {data.run}. This page is one file, holds its images and loads nothing.",
     )
@@ -123,7 +121,7 @@ def _cards(data: ChipReportData) -> list[Card]:
 
 
 def _what_ran(data: ChipReportData) -> Section:
-    facts = [(str(k).replace("_", " "), _plain(v)) for k, v in data.network.items()]
+    facts = [(str(k).replace("_", " "), plain(v)) for k, v in data.network.items()]
     facts.append(("frame", chip_report_errors.frame_sentence(data).removeprefix("Frame: ")))
     facts.append(("gates", f"{data.gates} perturbed networks per image and layer"))
     blocks: list[Any] = [Facts(facts)]
@@ -181,27 +179,3 @@ def _rows(data: ChipReportData) -> Section:
             )
             blocks.append(Details(f"{show(t.failed)} failed in {t.step} ({t.split})", [table], open=len(shown) <= 5))
     return Section("Rows", blocks, "Every key of the plan ends as ok, filtered or failed; none may vanish.")
-
-
-def _accounting(data: ChipReportData) -> list[Notice]:
-    """Totals that do not add up are the one thing a report must shout about."""
-    return [
-        Notice(
-            f"{t.step} ({t.split}) accounts for {show(t.ok + t.filtered + t.failed)} of {show(t.rows)} planned rows",
-            "The step is unfinished or its shards are damaged; run `raylens verify` on the run folder.",
-            tone="bad",
-        )
-        for t in data.totals
-        if t.ok + t.filtered + t.failed != t.rows
-    ]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, (Mapping, list, tuple)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return show(value)
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    plain = json.loads(json.dumps(config, default=str))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from typing import Any
-
-import yaml
 
 from jobs import compare_papers, compare_report_pictures
 from jobs.compare_report_data import COLUMNS, METHODS, CompareReportData, class_name, title
+from jobs.report_parts import accounting, as_yaml, plain
 from pipeline.report import plots
 from pipeline.report.blocks import (
     Cell,
@@ -20,7 +17,6 @@ from pipeline.report.blocks import (
     Facts,
     Figure,
     Group,
-    Notice,
     Paragraph,
     Section,
     Table,
@@ -63,10 +59,10 @@ def compare_page(data: CompareReportData) -> Page:
             _classes(data),
             _what_ran(data),
         ],
-        warnings=_accounting(data),
+        warnings=accounting(data.totals),
         provenance=[
-            Facts([(str(k).replace("_", " "), _plain(v)) for k, v in data.provenance.items()]),
-            Details("Resolved configuration", [Code(_yaml(data.config))]),
+            Facts([(str(k).replace("_", " "), plain(v)) for k, v in data.provenance.items()]),
+            Details("Resolved configuration", [Code(as_yaml(data.config))]),
         ],
         footer=f"Made by Raylens from {data.run}. This page is one file, holds its images and loads nothing.",
     )
@@ -220,28 +216,5 @@ def _what_ran(data: CompareReportData) -> Section:
     return Section("What ran", blocks)
 
 
-def _accounting(data: CompareReportData) -> list[Notice]:
-    return [
-        Notice(
-            f"{t.step} ({t.split}) accounts for {show(t.ok + t.filtered + t.failed)} of {show(t.rows)} planned rows",
-            "The step is unfinished or its shards are damaged; run `raylens verify` on the run folder.",
-            tone="bad",
-        )
-        for t in data.totals
-        if t.ok + t.filtered + t.failed != t.rows
-    ]
-
-
 def _nan(value: Any) -> bool:
     return value is None or not math.isfinite(value)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, (Mapping, list, tuple)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return show(value)
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    plain = json.loads(json.dumps(config, default=str))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from typing import Any
-
-import yaml
 
 from jobs import gfi_report_pictures
 from jobs.gfi_report_data import MAPS, RULES, GfiReportData, Row, located
+from jobs.report_parts import accounting, as_yaml, plain
 from pipeline.report import plots
 from pipeline.report.blocks import (
     Card,
@@ -72,10 +69,10 @@ def gfi_page(data: GfiReportData) -> Page:
             gfi_report_pictures.section(data),
         ],
         cards=_cards(data),
-        warnings=[*_accounting(data), *(Notice(note) for note in data.notes)],
+        warnings=[*accounting(data.totals), *(Notice(note) for note in data.notes)],
         provenance=[
-            Facts([(str(k).replace("_", " "), _plain(v)) for k, v in data.provenance.items()]),
-            Details("Resolved configuration", [Code(_yaml(data.config))]),
+            Facts([(str(k).replace("_", " "), plain(v)) for k, v in data.provenance.items()]),
+            Details("Resolved configuration", [Code(as_yaml(data.config))]),
         ],
         footer=f"Made by Raylens from {data.run}. This page is one file, holds its images and loads nothing.",
     )
@@ -113,7 +110,7 @@ def _what_ran(data: GfiReportData) -> Section:
         else f"short side to {short}, centre crop {width}×{height}"
     )
     where = "pixels of the input, true boxes clipped to it" if stage.in_input else "pixels of the image"
-    facts = [(str(k).replace("_", " "), _plain(v)) for k, v in data.network.items()]
+    facts = [(str(k).replace("_", " "), plain(v)) for k, v in data.network.items()]
     facts += [
         ("preset", f"{recipe.preset}: {recipe.steps[0]} + {recipe.steps[1]} steps, mask {recipe.upsampling}"),
         ("losses", _losses(data)),
@@ -300,26 +297,3 @@ def _pointing(data: GfiReportData) -> list[Section]:
     ]
     note = "Does the mask's largest pixel lie in a box of its class? Mean over classes; ± is one standard error."
     return [Section("Pointing game", [Table(columns, [Group(shown)], "Pointing game", note)])]
-
-
-def _accounting(data: GfiReportData) -> list[Notice]:
-    return [
-        Notice(
-            f"{t.step} ({t.split}) accounts for {show(t.ok + t.filtered + t.failed)} of {show(t.rows)} planned rows",
-            "The step is unfinished or its shards are damaged; run `raylens verify` on the run folder.",
-            tone="bad",
-        )
-        for t in data.totals
-        if t.ok + t.filtered + t.failed != t.rows
-    ]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, (Mapping, list, tuple)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return show(value)
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    plain = json.loads(json.dumps(config, default=str))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
