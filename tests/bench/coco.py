@@ -25,7 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+import ray  # noqa: F401 - psutil comes with it
+
+import psutil  # isort: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 TAXONOMY = ROOT / "jobs/taxonomies/coco-paper.yaml"
