@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.errors import RaylensError
 from pipeline.storage import Folder
 
 RECEIPT = "receipt.json"
+_PLAIN_NAME = re.compile(r"[^/\\\x00.][^/\\\x00]*")  # stays in its folder
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,10 @@ def _receipt(folder: Folder) -> dict[str, Any]:
     try:
         entries = json.loads(folder.read(RECEIPT))["files"]
         for entry in entries.values():
-            entry["file"], entry["bytes"], entry["sha256"]
+            if not _PLAIN_NAME.fullmatch(entry["file"]) or not _SHA256.fullmatch(entry["sha256"]):
+                raise ValueError("a file's name or hash is none")
+            if not isinstance(entry["bytes"], int):
+                raise TypeError("a size is no number")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, RECEIPT, "cannot be read") from error
     return dict(entries)

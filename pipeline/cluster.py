@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +24,8 @@ from pipeline.estimate import Measured
 from pipeline.options import Resources
 from pipeline.provenance import cpu_count
 from pipeline.slices import DeviceLostError
-from pipeline.worker import Done, Mark, Range, Task, Work, Worker
+from pipeline.tasks import Done, Mark, Range, Task, Work
+from pipeline.worker import Worker
 
 IN_FLIGHT_BYTES = 512 * 2**20  # decoded slices waiting for one actor
 _DECODER_DEATHS = 3
@@ -40,15 +43,18 @@ class Slot:
 
 
 def connect(resources: Resources) -> None:
-    """Join the cluster at ``address``, or start one on this machine. Does nothing when connected already."""
+    """Join the cluster that is named, or start one on this machine. Does nothing when connected already."""
     if ray.is_initialized():
         return
+    address = resources.cluster
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What is dropped when a run is stopped would be told as an error, with a traceback.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # A task that asked for no GPU must see none: reductions take one where they see one.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
-    if resources.address:
-        settings = {"address": resources.address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        settings = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     else:
         # "local": never a cluster that somebody else started on this machine.
         settings |= {"address": "local", "num_cpus": resources.cpus or cpu_count()}
@@ -59,10 +65,21 @@ def connect(resources: Resources) -> None:
             ray.init(**settings)
     except Exception as error:  # Ray raises a bare one when its processes do not come up in time
         at, cure = "this machine", "run again when it is less busy"
-        if resources.address:
-            at, cure = resources.address, "check --address ('ray status' there), or leave it out to use this machine"
+        if address:
+            at, cure = address, "check --address ('ray status' there), or leave it out to use this machine"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RaylensError(f"Ray could not be reached or started ({reason})", where=at, cure=cure) from error
+
+
+def joined() -> str | None:
+    """The cluster that this process has joined, whoever said so; None for a Ray of its own, to which nothing comes."""
+    from ray._private.worker import _global_node as node
+
+    if not ray.is_initialized() or (node is not None and node.is_head()):
+        return None
+    with contextlib.suppress(Exception):  # Ray Client
+        return str(ray.get_runtime_context().gcs_address)
+    return "the cluster"
 
 
 @contextlib.contextmanager
@@ -84,82 +101,61 @@ def alive_nodes() -> dict[str, Mapping[str, float]]:
     return {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
 
 
-def slots(resources: Resources) -> tuple[str, list[Slot]]:
-    """The mode chosen for this cluster as it is now, and every place where it has room for a worker."""
+def free_of_nodes() -> dict[str, Mapping[str, float]] | None:
+    """What nobody holds of the living nodes, by id; None where Ray does not tell (Ray Client)."""
+    with contextlib.suppress(Exception):
+        from ray._private.state import available_resources_per_node
+
+        found: dict[str, Mapping[str, float]] = available_resources_per_node()
+        return found
+    return None
+
+
+def slots(resources: Resources) -> list[Slot]:
+    """Every place for a worker on the cluster as it is now, whoever holds it; on CPUs where ``gpus`` is 0."""
     nodes = alive_nodes()
     total_gpus = sum(r.get("GPU", 0.0) for r in nodes.values())
+    on_gpus = total_gpus > 0 and resources.gpus != 0
     total_cpus = sum(int(r.get("CPU", 0)) for r in nodes.values())
-    mode = resources.mode
-    if mode == "auto":
-        mode = "spread" if total_gpus > 0 else "inline"
-    if total_cpus == 0:  # a decode task could never be scheduled: actors decode for themselves
-        mode = "inline"
     found: list[Slot] = []
     for node, total in sorted(nodes.items()):
         cpus, gpus = int(total.get("CPU", 0)), total.get("GPU", 0.0)
-        if total_gpus > 0:
+        if on_gpus:
             share = resources.gpus_per_actor
             count = int(gpus / share + 1e-9)
             threads = max(1, cpus // max(1, count))
             found += [Slot(node, i, "cuda", share, threads) for i in range(count)]
         elif cpus:
-            group = min(resources.cpus_per_actor or (cpus if mode == "spread" else min(cpus, 4)), cpus)
+            group = min(resources.cpus_per_actor or (cpus if resources.mode == "spread" else min(cpus, 4)), cpus)
             found += [Slot(node, i, "cpu", 0.0, group) for i in range(max(1, cpus // group))]
     if not found:
         raise UsageError(
             f"the cluster has no place for a worker (CPUs {total_cpus}, "
             f"GPUs {total_gpus:g}, {resources.gpus_per_actor:g} GPU a worker)",
-            where=resources.address or "this machine",
+            where=resources.cluster or "this machine",
             cure="lower resources.gpus_per_actor, or add nodes",
         )
-    return mode, found
+    return found
 
 
-class Ledger:
-    """Remembers which slice each attempt is in, so that a death inside a slice can be told from any other."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[str, int], Range | None] = {}
-        self._completed: dict[tuple[str, int], list[Range]] = collections.defaultdict(list)
-        self._rows: dict[tuple[str, int], collections.Counter[str]] = collections.defaultdict(collections.Counter)
-
-    def mark(self, mark: Mark) -> None:
-        attempt = (mark.task, mark.attempt)
-        self._open[attempt] = mark.range if mark.begin else None
-        if not mark.begin:
-            self._completed[attempt].append(mark.range)
-            self._rows[attempt].update(mark.rows)
-
-    def history(self, task: str, attempt: int) -> tuple[Range | None, list[Range]]:
-        """The slice an attempt is in, if any, and those it completed."""
-        return self._open.get((task, attempt)), list(self._completed.get((task, attempt), ()))
-
-    def begun(self, attempts: Sequence[tuple[str, int]]) -> bool:
-        """Whether any of these attempts has come to a slice: the rows of its first are decoded."""
-        return any(attempt in self._open for attempt in attempts)
-
-    def rows(self, attempts: Sequence[tuple[str, int]]) -> dict[str, int]:
-        """Rows by status that these attempts have done so far."""
-        total: collections.Counter[str] = collections.Counter()
-        for attempt in attempts:
-            total.update(self._rows.get(attempt, {}))
-        return dict(total)
-
-    def forget(self, task: str) -> None:
-        for store in (self._open, self._completed, self._rows):
-            for attempt in [a for a in store if a[0] == task]:
-                del store[attempt]
+def bundle(resources: Resources, places: Sequence[Slot]) -> dict[str, float]:
+    """What one more worker needs of a node: as the others have, a GPU where there are none (``gpus: 0``: CPUs)."""
+    if places and not places[0].gpus:
+        return {"CPU": float(max(place.threads for place in places))}
+    if not places and resources.gpus == 0:
+        return {"CPU": float(resources.cpus_per_actor or 1)}  # how large nodes are is seen when the first is there
+    return {"GPU": resources.gpus_per_actor}
 
 
 class Host:
     """The actor around a worker. It outlives a step: its process and its libraries are loaded once for a whole job."""
 
-    def __init__(self, ledger: Any, slot: Slot, spread: bool) -> None:
-        self._ledger, self._slot, self._spread = ledger, slot, spread
+    def __init__(self, ledger: Any, slot: Slot) -> None:
+        self._ledger, self._slot = ledger, slot
         self._worker: Worker | None = None
 
-    def setup(self, work: Work) -> float:
-        """Load what the step needs; returns seconds."""
+    def setup(self, work: Work, spread: bool) -> float:
+        """Load what the step needs; returns seconds. ``spread``: rows are decoded by tasks anywhere."""
         if self._worker is not None:
             self._worker.close()
         self._worker = None
@@ -172,7 +168,7 @@ class Host:
             elif self._slot.gpus < 1:
                 torch.cuda.set_per_process_memory_fraction(self._slot.gpus)
         worker = Worker(work, device, self._slot.threads)
-        if self._spread:
+        if spread:
             worker.make_feeder = lambda split, todo: TaskFeeder(worker, split, todo)
         self._worker = worker
         return worker.setup_s
@@ -190,13 +186,18 @@ class Host:
         try:
             return self._worker.run(task, self._mark)
         except DeviceLostError as error:  # dying is what the driver understands: a death inside this slice
-            print(f"raylens: {task.name}: {error}", file=sys.stderr, flush=True)
+            told = {"kind": "device lost", "step": self._worker.work.step.name, "shard": task.name, "error": str(error)}
+            print(json.dumps(told), file=sys.stderr, flush=True)
             os._exit(1)
 
     @ray.method(concurrency_group="control")
     def prefetch(self, work_id: str, task: Task) -> None:
         if self._worker is not None and self._worker.work.id == work_id:
             self._worker.prefetch(task)
+
+    @ray.method(concurrency_group="control")
+    def placed(self) -> None:
+        """Answers as soon as its process is there."""
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -206,19 +207,11 @@ class Host:
     def _mark(self, mark: Mark) -> None:
         sent = self._ledger.mark.remote(mark)
         if mark.begin:  # must be known before the slice can kill this process
-            ray.get(sent)
+            with contextlib.suppress(ray.exceptions.RayActorError):  # it starts again: a death here will be free
+                ray.get(sent)
 
 
-def start_ledger() -> Any:
-    """The ledger, beside the driver."""
-    here = ray.get_runtime_context().get_node_id()
-    strategy = NodeAffinitySchedulingStrategy(here, soft=True)
-    # It comes back empty if its process dies: what it knew only ever sharpens a verdict.
-    endless = {"max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=strategy, **endless).remote()
-
-
-def start_host(slot: Slot, ledger: Any, spread: bool) -> Any:
+def start_host(slot: Slot, ledger: Any) -> Any:
     """A worker at a slot. It holds no CPU, so that it can never starve the tasks it waits for."""
     actor = ray.remote(concurrency_groups={"control": 1})(Host)
     return actor.options(
@@ -227,7 +220,7 @@ def start_host(slot: Slot, ledger: Any, spread: bool) -> Any:
         max_restarts=0,
         max_task_retries=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
-    ).remote(ledger, slot, spread)
+    ).remote(ledger, slot)
 
 
 class TaskFeeder:
@@ -240,6 +233,7 @@ class TaskFeeder:
         self._decode = ray.remote(_decode).options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
         self._stage = ray.put(worker.work.step.stage) if todo else None
         self._ahead = 2
+        self.moved_s = 0.0
         self._fill()
 
     def _submit(self, rows: Sequence[Row]) -> Any:
@@ -254,7 +248,10 @@ class TaskFeeder:
         while self._ready:
             piece, reference = self._ready.popleft()
             try:
+                ray.wait([reference], fetch_local=False)  # until it is decoded; what is left is its way here
+                clock = time.perf_counter()
                 prepared = ray.get(reference)
+                self.moved_s += time.perf_counter() - clock
             except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError:

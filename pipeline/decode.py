@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline import images
+from pipeline.redaction import redact_urls
 from pipeline.steps import Stage
 from pipeline.storage import UnreachableError
 
@@ -49,7 +50,7 @@ def prepare_row(stage: Stage, row: Row, limits: images.Limits) -> dict[str, np.n
     except UnreachableError:
         raise  # the storage is away, which says nothing about the row: the shard is tried again
     except Exception as error:  # noqa: BLE001 - whatever a row does to its decoder is that row's result
-        return f"{type(error).__name__}: {error}"
+        return redact_urls(f"{type(error).__name__}: {error}")
 
 
 def stack(results: Sequence[dict[str, np.ndarray] | str]) -> Prepared:

@@ -16,19 +16,18 @@ import pyarrow as pa
 from pipeline import plan as plans
 from pipeline.errors import RaylensError, UsageError
 from pipeline.events import Events
+from pipeline.head_watch import HeadWatch
 from pipeline.lock import RunLock
+from pipeline.measure_step import MeasureStep
 from pipeline.options import Options
-from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.provenance import provenance
-from pipeline.quarantine import drop_quarantine
 from pipeline.run import Run
 from pipeline.shards import STATUSES, Receipt, Shards, digest
 from pipeline.signals import Stop, StopOnSignals
 from pipeline.steps import Job, Measure, Reduce, Train
 from pipeline.storage import Folder
 from pipeline.train_step import TrainStep
-from pipeline.worker import Work
 
 COMPLETE, FAILED, USAGE, ROWS_FAILED = 0, 1, 2, 3  # exit codes
 
@@ -55,7 +54,7 @@ def execute(job: Job, url: str, options: Options | None = None) -> Outcome:
     started = time.monotonic()
     with RunLock(run.folder, say=options.say) as lock, StopOnSignals(lock) as stop:
         driver = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}-{secrets.token_hex(2)}"
-        with Events(run.folder, driver) as events:
+        with Events(run.folder, driver) as events, HeadWatch(options.say):
             engine = _Engine(job, run, options, events, stop)
             try:
                 events.say("begin", job=job.name, pid=os.getpid())
@@ -82,6 +81,7 @@ class _Engine:
         self.folders: dict[str, dict[str, Folder]] = {}
         self.trained: dict[str, str] = {}  # training -> the digest of what it learnt
         self.totals: dict[str, dict[str, int]] = {}
+        self.times: dict[str, str] = {}  # where those of measuring steps went, in words, for the report
 
     @property
     def runner(self) -> Any:
@@ -101,7 +101,8 @@ class _Engine:
             self.run.freeze_keys(split, source)
         self._refuse_changed(wanted)
         described = provenance(self.job.config) | {"code_path": list(self.options.code_path)}
-        self.run.write_description(self.job, described, self._known_fingerprints())
+        self.times = self._known_times()
+        self.run.write_description(self.job, described | self.times, self._known_fingerprints())
         for step in self.job.steps:
             if step.name not in wanted:
                 continue
@@ -111,7 +112,7 @@ class _Engine:
                 self._train(step)
             else:
                 self._reduce(step)
-            self.run.write_description(self.job, described, self._now())
+            self.run.write_description(self.job, described | self.times, self._now())
         rows = sum(sum(t.values()) for t in self.totals.values())
         bad = sum(t["failed"] for t in self.totals.values())
         share = bad / rows if rows else 0.0
@@ -153,6 +154,15 @@ class _Engine:
         except RaylensError:
             return {}
 
+    def _known_times(self) -> dict[str, str]:
+        """What the last driver that worked on a step said of its time."""
+        try:
+            found = self.run.describe().get("provenance")
+        except RaylensError:
+            return {}
+        steps = {f"time_of_{step.name}" for step in self.job.steps}
+        return {name: str(found[name]) for name in steps & set(found)} if isinstance(found, dict) else {}
+
     def _refuse_changed(self, wanted: set[str]) -> None:
         """Before run.json is written anew, so that it goes on telling what made the rows that are there."""
         for step in self.job.steps:
@@ -170,106 +180,18 @@ class _Engine:
         return plans.measure_fields(step, self.job.limits, keys, self._digests(step))
 
     def _measure(self, step: Measure) -> None:
-        fields = self._fields(step)
-        mark = plans.fingerprint(fields)
-        keyed = mark if self.job.keyed(step.name) else ""
-        folders = {s: self.run.step_folder(step.name, split=s, fingerprint=keyed) for s in step.splits}
-        self.fingerprints[step.name], self.folders[step.name] = mark, folders
-        frozen = {split: plans.load(folder) for split, folder in folders.items()}
-        for split, plan in frozen.items():
-            if plan is not None:
-                plans.refuse_other(plan, fields, folders[split].path("plan.json"))
-        work = self._work(step, mark, folders)
-        if any(plan is None for plan in frozen.values()):
-            work = self._plan(work, fields, frozen)
-        else:
-            work = dataclasses.replace(work, plans={s: p for s, p in frozen.items() if p is not None})
-        todo: list[tuple[str, int]] = []
-        found: list[tuple[str, Receipt]] = []
-        for split, plan in work.plans.items():
-            shards = Shards(folders[split], plan.shards)
-            good, bad = shards.complete()
-            for shard, why in sorted(bad.items()):
-                self.options.say(f"step '{step.name}': shard {split}/{shard:05d} is made again: {why}")
-                self.events.say("damaged", step=step.name, shard=f"{split}/{shard:05d}", why=why)
-                shards.withdraw(shard)
-            if self.options.retry_failed:
-                good = self._without_failed(step.name, split, shards, good)
-            todo += [(split, shard) for shard in range(plan.shards) if shard not in good]
-            found += [(split, receipt) for shard, receipt in good.items() if shard < plan.shards]
-        if todo:
-            total = sum(p.keys for p in work.plans.values())
-            done = sum(r.total for _, r in found)
-            with Progress(
-                step.name, total, shards=sum(p.shards for p in work.plans.values()), done=done, shards_done=len(found)
-            ) as progress:
-                made = self.runner.run(work, todo, progress)
-            found += [(split, receipt) for (split, _), receipt in made.items()]
-            for split, plan in work.plans.items():
-                shards = Shards(folders[split], plan.shards)
-                for orphan in shards.orphans():
-                    shards.folder.remove(orphan)
-        order = {split: i for i, split in enumerate(step.splits)}
-        self.receipts[step.name] = sorted(found, key=lambda item: (order[item[0]], item[1].shard))
-        self.totals[step.name] = _sum(r for _, r in found)
-        self._check_totals(step, work.plans)
-
-    def _without_failed(self, step: str, split: str, shards: Shards, good: Mapping[int, Receipt]) -> dict[int, Receipt]:
-        """The shards without failed rows; the others are withdrawn, and what was quarantined gets another chance."""
-        failed = {shard: receipt.rows["failed"] for shard, receipt in good.items() if receipt.rows.get("failed")}
-        for shard in failed:
-            drop_quarantine(shards.folder.child("quarantine"), shard)
-            shards.withdraw(shard)
-        if failed:
-            rows = f"{sum(failed.values()):,} failed row{'s' * (sum(failed.values()) != 1)}"
-            self.options.say(f"step '{step}': {len(failed):,} shards of '{split}' are made again for {rows}")
-            self.events.say("retry failed", step=step, split=split, shards=sorted(failed))
-        return {shard: receipt for shard, receipt in good.items() if shard not in failed}
-
-    def _check_totals(self, step: Measure, planned: Mapping[str, Plan]) -> None:
-        """A row never vanishes: receipts must add up to the plan."""
-        for split, plan in planned.items():
-            rows = sum(r.total for s, r in self.receipts[step.name] if s == split)
-            if rows != plan.keys:
-                raise RaylensError(
-                    f"step '{step.name}' holds {rows:,} rows of split '{split}' for {plan.keys:,} keys",
-                    where=self.folders[step.name][split].url,
-                    cure="'raylens verify --repair RUN' and run again",
-                )
-
-    def _plan(self, work: Work, fields: dict[str, Any], frozen: Mapping[str, Plan | None]) -> Work:
-        """A micro-run on the hardware that will do the work, then the plans, frozen."""
-        name, resources = work.step.name, self.options.resources
-        self.options.say(f"step '{name}': a micro-run measures it, then its plan is frozen")
-        settled: dict[str, Plan] = {}
-        for split, plan in frozen.items():
-            if plan is None:
-                size, measured = self.runner.measure(work, split, resources.micro_batch)
-                keys = len(self.run.key_table(split))
-                new = plans.new_plan(name, split, fields, keys, size, measured, resources.shard_rows)
-                plan = plans.freeze(Folder(work.folders[split]), new)
-            settled[split] = plan
-        return dataclasses.replace(work, plans=settled)
-
-    def _work(self, step: Measure, mark: str, folders: Mapping[str, Folder]) -> Work:
         tables = {}
         for name, upstream in step.tables.items():
             folder = next(iter(self.folders[upstream].values()))
             tables[name] = (folder.url, len(self.receipts[upstream]))
-        return Work(
-            id=f"{step.name}-{mark[:8]}",
-            step=step,
-            keys_url=self.run.keys.url,
-            folders={split: folder.url for split, folder in folders.items()},
-            plans={},
-            tables=tables,
-            limits=self.job.limits,
-            code_path=self.options.code_path,
-            trained={
-                name: (self.run.step_folder(upstream).url, self.trained[upstream])
-                for name, upstream in step.trained.items()
-            },
-        )
+        trained = {name: (self.run.step_folder(of).url, self.trained[of]) for name, of in step.trained.items()}
+        fields = self._fields(step)
+        measuring = MeasureStep(step, self.job, self.run, self.options, self.events, fields, tables, trained)
+        self.fingerprints[step.name], self.folders[step.name] = measuring.mark, measuring.folders
+        self.receipts[step.name], told = measuring.go(lambda: self.runner)
+        if told:
+            self.times[f"time_of_{step.name}"] = told
+        self.totals[step.name] = _sum(r for _, r in self.receipts[step.name])
 
     def _digests(self, step: Measure) -> dict[str, str]:
         return {name: self.trained.get(name) or digest(self.receipts[name]) for name in step.upstream}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.redaction import redact_urls
+
 
 class RaylensError(Exception):
     """A mistake or a failure told as a thing, a place and a cure; shown without a traceback.
@@ -12,7 +14,8 @@ class RaylensError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", cure: str = "") -> None:
-        self.what, self.where, self.cure = what, where, cure
+        # URLs with credentials or signatures in them are told all over: in logs, in events, in rows.
+        self.what, self.where, self.cure = redact_urls(what), redact_urls(where), redact_urls(cure)
         super().__init__(self.__str__())
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import RaylensError
+from pipeline.redaction import redact_urls
 from pipeline.storage import Folder
 
 _KEPT = 50_000  # lines held in memory while the storage refuses; older ones are dropped
@@ -65,7 +66,7 @@ class Events:
         """Note an event; ``at`` (UTC) and ``kind`` come first, and fields that JSON does not know become text."""
         event = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "kind": kind, **fields}
         try:
-            line = json.dumps(_finite(event), default=str).encode()
+            line = json.dumps(_plain(event), default=str).encode()
         except (TypeError, ValueError, RecursionError) as error:  # an object whose own str() fails, a circle
             line = json.dumps({"at": event["at"], "kind": str(kind), "unreadable": type(error).__name__}).encode()
         with self._lock:
@@ -114,12 +115,14 @@ class Events:
                     self._closed.wait(min(self.roll_s, 5.0))
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinities as text: JSON has none."""
+def _plain(value: Any) -> Any:
+    """NaN and infinities as text: JSON has none. URLs without what may be secret in them."""
+    if isinstance(value, str):
+        return redact_urls(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [_plain(v) for v in value]
     return value

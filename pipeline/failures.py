@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.worker import Range, Task
+from pipeline.tasks import Range, Task
 
 DEATHS = 3  # at one slice before it is bisected; by one key alone before it is quarantined
 FREE_RETRIES = 20  # of one shard, for reasons that are not its own

@@ -29,6 +29,7 @@ from PIL import (
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import RaylensError
+from pipeline.redaction import redact_urls
 from pipeline.sources.files import filesystem, is_url
 
 # Only these are opened, whatever the suffix says: others run programs (EPS) or have no fixed size. Naming the plugins
@@ -117,7 +118,7 @@ def read_bytes(uri: str, limits: Limits = _DEFAULT) -> bytes | DecodeError:
             return DecodeError("the file is empty (0 bytes)", "empty")
         never = isinstance(error, ValueError) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.EINVAL)
         kind: Literal["unreadable", "unreachable"] = "unreadable" if never else "unreachable"
-        return DecodeError(f"the file cannot be read: {type(error).__name__}: {error}", kind)
+        return DecodeError(redact_urls(f"the file cannot be read: {type(error).__name__}: {error}"), kind)
     if data is None or len(data) > limit:
         return DecodeError(f"the file is larger than max_mbytes = {limits.max_mbytes:g}", "too_large")
     return data or DecodeError("the file is empty (0 bytes)", "empty")

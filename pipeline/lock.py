@@ -29,6 +29,7 @@ from pipeline.errors import RaylensError
 from pipeline.storage import Folder
 
 NAME = "lock.json"
+_LEFT: set[str] = set()  # tokens of this process that it holds no more, whether or not their lock could be removed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Owner:
 
     @property
     def dead(self) -> bool:
-        return self.here and _started(self.pid) != self.started
+        return self.here and (_started(self.pid) != self.started or self.token in _LEFT)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" if self.pid > 0 else "an unknown process"
@@ -113,6 +114,7 @@ class RunLock:
         with contextlib.suppress(OSError, RaylensError):
             if not self.lost.is_set() and self._holds():
                 self.folder.remove(NAME)
+        _LEFT.add(self.me.token)
 
     def check(self) -> None:
         """RaylensError when the lock was lost."""

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
+
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray's job server gives to the commands it starts
+
+
+def aloud(line: str) -> None:
+    """Print at once, into a file too: Ray may end a driver without emptying Python's buffers."""
+    print(line, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +21,8 @@ class Resources:
     address: str | None = None  # of a running cluster; None starts one here
     mode: str = "auto"  # "inline", "spread" or "auto"
     cpus: int | None = None  # of a cluster started here
-    gpus: int | None = None
+    gpus: int | None = None  # the same; on a cluster joined 0 means CPU workers, N asks an autoscaler for GPUs
+    max_workers: int | None = None  # at a time, however many places there are or an autoscaler can bring
     cpus_per_actor: int | None = None
     gpus_per_actor: float = 1.0
     price_per_hour: float | None = None  # of one worker
@@ -22,6 +31,11 @@ class Resources:
     train_workers: int | None = (
         None  # of a training; None: one for each GPU (as many as divide the batch), else 0: the driver
     )
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster to join: ``address``, or the one on which a submitted job's driver runs (`ray job submit`)."""
+        return self.address or ("auto" if _SUBMITTED in os.environ else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,4 +48,4 @@ class Options:
     code_path: tuple[str, ...] = ()
     retry_failed: bool = False  # make the shards again that hold failed rows, those of quarantined keys too
     yes: bool = False  # what a job refuses for its size is wanted
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = aloud

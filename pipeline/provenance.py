@@ -6,21 +6,17 @@ import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline.redaction import redact
+
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "pandas", "pillow", "scipy")
-_SECRET = re.compile(
-    r"(?i)(?<![a-z])(pass(word|wd|phrase)?|secrets?|tokens?|credentials?|api[-_]?key|access[-_]?key(?:[-_]?id)?|"
-    r"private[-_]?key|account[-_]?key|signature|sig|sas|auth(orization)?|bearer)(?![a-z])"
-)
-_HIDDEN = "***"
 
 
 def provenance(config: Any = None, argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -51,42 +47,6 @@ def config_digest(config: Any) -> str:
     """sha256 of the config's canonical JSON: the same for the same values in any order."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def redact(argv: Sequence[str]) -> list[str]:
-    """A command line with the values of options, settings and URLs that may be secrets replaced by ``***``."""
-    shown: list[str] = []
-    hide_next = False
-    for word in argv:
-        if hide_next and not word.startswith("--"):
-            shown.append(_HIDDEN)
-            hide_next = False
-            continue
-        hide_next = word.startswith("-") and "=" not in word and bool(_SECRET.search(word))
-        shown.append(redact_text(word))
-    return shown
-
-
-def redact_text(text: str) -> str:
-    """One word or URL: ``name=value`` with a telling name, user:password@ and query strings of URLs, AWS key ids."""
-    name, equals, _ = text.partition("=")
-    if equals and "://" not in name and _SECRET.search(name):
-        return f"{name}={_HIDDEN}"
-    text = re.sub(r"(\w[\w+.-]*://)[^/@\s]+@", rf"\1{_HIDDEN}@", text)
-    text = re.sub(r"(\w[\w+.-]*://[^?\s]*)\?\S+", rf"\1?{_HIDDEN}", text)
-    return re.sub(r"\b(AKIA|ASIA)[0-9A-Z]{12,}\b", _HIDDEN, text)
-
-
-def redact_values(value: Any) -> Any:
-    """The same for a nested config: values under telling names are hidden, URLs are cleaned."""
-    if isinstance(value, Mapping):
-        return {
-            k: _HIDDEN if isinstance(v, str) and v and _SECRET.search(str(k)) else redact_values(v)
-            for k, v in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [redact_values(v) for v in value]
-    return redact_text(value) if isinstance(value, str) and "://" in value else value
 
 
 def cpu_count() -> int:

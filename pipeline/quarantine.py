@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from pipeline.errors import RaylensError
 from pipeline.storage import Folder
 
 
 def read_quarantine(folder: Folder, shard: int) -> dict[str, str]:
     """Keys of a shard that are not to be run, with the reason."""
     try:
-        found: Mapping[str, str] = json.loads(folder.read(f"{shard:05d}.json"))
+        found = json.loads(folder.read(f"{shard:05d}.json"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no mapping of keys to reasons")
     except FileNotFoundError:
         return {}
-    return dict(found)
+    except ValueError as error:
+        raise RaylensError(
+            f"this list of quarantined keys cannot be read ({error})",
+            where=folder.path(f"{shard:05d}.json"),
+            cure="remove it: its keys are tried once more, and found again where they still kill their worker",
+        ) from error
+    return {str(key): str(why) for key, why in found.items()}
 
 
 def write_quarantine(folder: Folder, shard: int, entries: Mapping[str, str]) -> None:

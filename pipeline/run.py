@@ -11,9 +11,11 @@ RUN/events/  RUN/report/
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import threading
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline import plan as plans
 from pipeline.errors import RaylensError, UsageError
+from pipeline.redaction import redact_values
 from pipeline.steps import Job, Source
 from pipeline.storage import Folder
 
@@ -49,7 +52,7 @@ class Run:
             ) from error
         except ValueError as error:
             raise RaylensError(f"run.json cannot be read: {error}", where=self.url, cure="run the job again") from error
-        if not isinstance(described, dict) or not isinstance(described.get("steps"), list):
+        if not isinstance(described, dict) or not _are_steps(described.get("steps")):
             raise RaylensError("run.json does not describe a run", where=self.url, cure="run the job again")
         return described
 
@@ -59,9 +62,9 @@ class Run:
 
     def freeze_keys(self, split: str, source: Source) -> KeyTable:
         """List a split once and for all; a later call finds it and refuses a source that was described otherwise."""
-        description = plans.flatten(json.loads(json.dumps(source.description)))
+        description = redact_values(plans.flatten(json.loads(json.dumps(source.description))))
         try:
-            frozen = json.loads(self.keys.read(f"{split}.json"))
+            frozen = _frozen(self.keys, split)
         except FileNotFoundError:
             table = source.list()
             if table.num_rows == 0:
@@ -104,7 +107,8 @@ class Run:
             }
             for step in job.steps
         ]
-        described = {"job": job.name, "config": job.config, "steps": steps, "provenance": provenance}
+        config = redact_values(job.config)
+        described = {"job": job.name, "config": config, "steps": steps, "provenance": provenance}
         self.folder.write("run.json", json.dumps(described, indent=1).encode())
 
 
@@ -119,7 +123,7 @@ class KeyTable:
     @cached_property
     def _frozen(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self.folder.read(f"{self.split}.json")))
+            return _frozen(self.folder, self.split)
         except FileNotFoundError as error:
             raise UsageError(f"split '{self.split}' is not part of this run", where=self.folder.url) from error
 
@@ -132,16 +136,30 @@ class KeyTable:
 
     @cached_property
     def _file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(pa.BufferReader(self.folder.read(f"{self.split}.parquet")))
+        data = self.folder.read(f"{self.split}.parquet")
+        with self._readable():
+            return pq.ParquetFile(pa.BufferReader(data))
 
     def table(self) -> pa.Table:
         """All rows."""
-        return self._file.read()
+        file = self._file
+        with self._readable():
+            return file.read()
 
     @property
     def classes(self) -> list[str]:
         """Class names by index; empty where the source has none."""
-        return list(json.loads((self._file.schema_arrow.metadata or {}).get(b"classes", b"[]")))
+        file = self._file
+        with self._readable():
+            return list(json.loads((file.schema_arrow.metadata or {}).get(b"classes", b"[]")))
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """What Arrow and JSON say of a damaged file, in words of ours."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as error:
+            raise _damaged(self.folder.path(f"{self.split}.parquet"), error) from error
 
     def rows(self, lo: int, hi: int) -> list[dict[str, Any]]:
         """Rows [lo, hi) as dicts, from the row groups that hold them."""
@@ -156,5 +174,34 @@ class KeyTable:
         with self._lock:
             first, last = lo // _ROW_GROUP, min(-(-hi // _ROW_GROUP), self._file.num_row_groups)
             if self._groups[0] != (first, last):  # a worker asks for the slices of one shard after another
-                self._groups = ((first, last), self._file.read_row_groups(list(range(first, last))))
+                file = self._file
+                with self._readable():
+                    self._groups = ((first, last), file.read_row_groups(list(range(first, last))))
             return self._groups[1].slice(lo - first * _ROW_GROUP, hi - lo)
+
+
+def _frozen(keys: Folder, split: str) -> dict[str, Any]:
+    """What is known of a frozen key table beside its rows; FileNotFoundError where there is none."""
+    name = f"{split}.json"
+    try:
+        found = json.loads(keys.read(name))
+        if not isinstance(found["source"], dict) or not isinstance(found["rows"], int) or found["rows"] < 1:
+            raise ValueError("the source is no mapping, or there are no rows")
+        return {**found, "digest": str(found["digest"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(keys.path(name), error) from error
+
+
+def _are_steps(found: Any) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(step, dict) and isinstance(step.get("name"), str) for step in found
+    )
+
+
+def _damaged(where: str, error: Exception) -> RaylensError:
+    text = (str(error).splitlines() or [""])[0]
+    return RaylensError(
+        f"the frozen list of keys cannot be read ({type(error).__name__}: {text})",
+        where=where,
+        cure="restore the file, or start a new run folder",
+    )

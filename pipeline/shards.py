@@ -7,81 +7,22 @@ race and a zombie may finish late; nothing breaks.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import hashlib
 import io
 import json
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import arrow  # noqa: F401 - before anything makes an array
 from pipeline.errors import RaylensError
-from pipeline.storage import Folder
+from pipeline.receipts import READERS, STATUSES, DataFile, Receipt, receipt_name, summarize, summarized
+from pipeline.storage import Folder, StorageError
 
-STATUSES = ("ok", "filtered", "failed")
-_PLAIN_NAME = re.compile(r"[^/\\\x00.][^/\\\x00]*")  # stays in its folder, and a listing shows it
-_READERS = 16  # threads: receipts are small, so latency is what counts
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFile:
-    """A file a receipt vouches for."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Receipt:
-    """What a committed shard consists of. Times, attempts and devices are told here and nowhere else."""
-
-    shard: int
-    files: tuple[DataFile, ...]  # the Parquet file first, then blobs
-    rows: Mapping[str, int]  # by status
-    seconds: float = 0.0
-    attempt: int = 1
-    device: str = ""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def total(self) -> int:
-        return sum(self.rows.values())
-
-    def to_json(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self), indent=1).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str = "") -> Receipt:
-        try:
-            fields = json.loads(data)
-            files = tuple(DataFile(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in fields.pop("files"))
-            notes = tuple(str(n) for n in fields.pop("notes", ()))
-            rows = {status: int(fields["rows"].get(status, 0)) for status in STATUSES}
-            if not files or not all(_PLAIN_NAME.fullmatch(f.name.removeprefix("blobs/")) for f in files):
-                raise ValueError("a file name leaves the shard folder")
-            seconds = float(fields.get("seconds", 0.0))
-            if not math.isfinite(seconds) or min(*rows.values(), *(f.bytes for f in files)) < 0:
-                raise ValueError("a count is out of range")
-            return cls(
-                shard=int(fields["shard"]),
-                files=files,
-                rows=rows,
-                seconds=seconds,
-                attempt=int(fields.get("attempt", 1)),
-                device=str(fields.get("device", "")),
-                notes=notes,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise RaylensError(
-                f"this receipt cannot be read ({type(error).__name__}: {error})",
-                where=where,
-                cure="'raylens verify --repair RUN' drops it, and the next run makes its shard again",
-            ) from error
+_SUMMARY_FROM = 1000  # receipts
 
 
 class Shards:
@@ -113,7 +54,7 @@ class Shards:
             self.folder.write(file.name, blob)
             files.append(file)
         receipt = Receipt(shard, tuple(files), count_rows(table), seconds, attempt, device, tuple(notes))
-        if self._receipts.create(_receipt_name(shard), receipt.to_json()):
+        if self._receipts.create(receipt_name(shard), receipt.to_json()):
             return receipt, True
         winner = self.receipt(shard)
         if winner is None:  # withdrawn in between (verify --repair): ours stands for nothing, the next run decides
@@ -127,7 +68,7 @@ class Shards:
         return winner, False
 
     def receipt(self, shard: int) -> Receipt | None:
-        name = _receipt_name(shard)
+        name = receipt_name(shard)
         try:
             receipt = Receipt.from_json(self._receipts.read(name), self._receipts.path(name))
         except FileNotFoundError:
@@ -141,19 +82,32 @@ class Shards:
         return receipt
 
     def committed(self) -> dict[int, Receipt]:
-        """Every receipt by shard number: one listing, then parallel reads."""
-        numbers = sorted(int(n[:-5]) for n in self._receipts.list() if n.endswith(".json") and n[:-5].isdigit())
-        with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(self.receipt, numbers)
-            return {n: receipt for n, receipt in zip(numbers, found, strict=True) if receipt is not None}
+        """Every receipt by shard number."""
+        found = dict(self._read_each(True))
+        for receipt in found.values():
+            if isinstance(receipt, RaylensError):
+                raise receipt
+        return {shard: receipt for shard, receipt in sorted(found.items()) if isinstance(receipt, Receipt)}
 
-    def complete(self) -> tuple[dict[int, Receipt], dict[int, str]]:
-        """Receipts whose files are all there with the right size, and why the others do not count."""
+    def summarize(self, known: int) -> None:
+        """Receipts in one file, where there are so many (``known``) that reading each takes long.
+
+        A convenience: where the storage refuses it, the receipts themselves are read as ever.
+        """
+        if known >= _SUMMARY_FROM:
+            with contextlib.suppress(StorageError, OSError):
+                summarize(self.folder, self._receipts)
+
+    def complete(self, *, each: bool = False) -> tuple[dict[int, Receipt], dict[int, str]]:
+        """Receipts whose files are all there with the right size, and why the others do not count.
+
+        ``each``: every receipt's own file is read, however many there are.
+        """
         sizes = self.folder.list()
         blobs: dict[str, int] | None = None
         good: dict[int, Receipt] = {}
         bad: dict[int, str] = {}
-        for shard, receipt in self._read_each(bad):
+        for shard, receipt in self._good(bad, each):
             for file in receipt.files:
                 if file.name.startswith("blobs/"):
                     if blobs is None:
@@ -166,7 +120,7 @@ class Shards:
                     bad[shard] = f"{self.folder.path(file.name)} {said}"
             if shard not in bad:
                 good[shard] = receipt
-        return good, bad
+        return dict(sorted(good.items())), bad
 
     def damaged(self) -> dict[int, str]:
         """Like ``complete`` but reads every byte: shards whose files are not what their receipts vouch for."""
@@ -179,7 +133,7 @@ class Shards:
                     return shard, f"{self.folder.path(file.name)} does not have the content its receipt vouches for"
             return shard, None
 
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             for shard, reason in pool.map(check, good.items()):
                 if reason:
                     bad[shard] = reason
@@ -191,18 +145,33 @@ class Shards:
             receipt = self.receipt(shard)
         except RaylensError:
             receipt = None
-        self._receipts.remove(_receipt_name(shard))
+        self._receipts.remove(receipt_name(shard))
         for file in receipt.files if receipt else ():
             self.folder.remove(file.name)
 
     def orphans(self) -> list[str]:
         """Data files that no receipt names: left by attempts that died or lost (none is told of a damaged receipt)."""
         bad: dict[int, str] = {}
-        named = {file.name for _, receipt in self._read_each(bad) for file in receipt.files}
+        named = {file.name for _, receipt in self._good(bad) for file in receipt.files}
         here = [n for n in self.folder.list() if n.startswith("part-")]
         blobs = [f"blobs/{n}" for n in self.folder.child("blobs").list()]
         unsure = tuple(f"{start}{shard:05d}-" for shard in bad for start in ("part-", "blobs/"))
         return sorted(n for n in here + blobs if n not in named and not n.startswith(unsure))
+
+    def leftovers(self) -> list[str]:
+        """Temporary files of writers that were killed, or of one that is late.
+
+        Whoever holds the run's lock may remove them. A file comes to its name only from its temporary one, which has a
+        name of its own: a late writer that finds it gone fails before it commits, and its shard is made again anyway.
+        """
+        folders = {"": self.folder, "receipts/": self._receipts, "blobs/": self.folder.child("blobs")}
+        return [f"{start}{name}" for start, folder in folders.items() for name in folder.leftovers()]
+
+    def sweep(self) -> None:
+        """Remove the leftovers; one that the storage keeps does no harm."""
+        with contextlib.suppress(StorageError, OSError):
+            for left in self.leftovers():
+                self.folder.remove(left)
 
     def table(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A committed shard's rows."""
@@ -216,8 +185,10 @@ class Shards:
         name = receipt.files[0].name
         try:
             if columns is None:
-                return pq.read_table(pa.BufferReader(self.folder.read(name)))
-            with self.folder.open(name) as file:  # reads the asked columns' ranges only
+                data = self.folder.read(name)
+                with _damage_told():
+                    return pq.read_table(pa.BufferReader(data))
+            with self.folder.open(name) as file, _damage_told():  # reads the asked columns' ranges only
                 return pq.ParquetFile(file).read(columns=list(columns))
         except FileNotFoundError as error:
             raise RaylensError("is missing", where=self.folder.path(name), cure="run the job again") from error
@@ -238,21 +209,47 @@ class Shards:
         for _, receipt in sorted(self.committed().items()):
             yield self.open(receipt, columns)
 
-    def _read_each(self, bad: dict[int, str]) -> Iterator[tuple[int, Receipt]]:
-        numbers = sorted(int(n[:-5]) for n in self._receipts.list() if n.endswith(".json") and n[:-5].isdigit())
+    def _good(self, bad: dict[int, str], each: bool = False) -> Iterator[tuple[int, Receipt]]:
+        for shard, found in self._read_each(not each):
+            if isinstance(found, RaylensError):
+                bad[shard] = str(found).splitlines()[0]
+            elif found is not None:
+                yield shard, found
 
-        def read(shard: int) -> tuple[int, Receipt | str | None]:
+    def _read_each(self, trusting: bool) -> Iterator[tuple[int, Receipt | RaylensError | None]]:
+        """Receipts by shard, or why one cannot be read: one listing, the summary, parallel reads of what it lacks."""
+        stamps = self._receipts.stamps()
+        numbers = sorted(int(name[:-5]) for name in stamps if name.endswith(".json") and name[:-5].isdigit())
+        known = summarized(self.folder) if trusting and len(numbers) >= _SUMMARY_FROM else {}
+
+        def read(shard: int) -> tuple[int, Receipt | RaylensError | None]:
             try:
                 return shard, self.receipt(shard)
+            except StorageError:  # says nothing of the receipt, which must not be withdrawn for it
+                raise
             except RaylensError as error:
-                return shard, str(error).splitlines()[0]
+                return shard, error
 
-        with ThreadPoolExecutor(_READERS) as pool:
-            for shard, found in pool.map(read, numbers):
-                if isinstance(found, str):
-                    bad[shard] = found
-                elif found is not None:
-                    yield shard, found
+        unknown = []
+        for shard in numbers:
+            stamp, receipt = known.get(receipt_name(shard), ("", None))
+            if receipt is not None and stamp == stamps.get(receipt_name(shard)) and receipt.shard == shard:
+                yield shard, receipt
+            else:
+                unknown.append(shard)
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from pool.map(read, unknown)
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """What Arrow says of damaged pages, which looks like an error of the storage, as what it says of a damaged file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise pa.ArrowInvalid(str(error)) from error
 
 
 def count_rows(table: pa.Table) -> dict[str, int]:
@@ -273,10 +270,6 @@ def digest(receipts: Iterable[tuple[str, Receipt]]) -> str:
         for split, r in receipts
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _receipt_name(shard: int) -> str:
-    return f"{shard:05d}.json"
 
 
 def parquet(table: pa.Table) -> bytes:

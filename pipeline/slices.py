@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline.decode import Prepared
+from pipeline.redaction import redact_urls
 from pipeline.shards import STATUSES
 from pipeline.steps import Stage
+from pipeline.torch_in_use import torch_in_use
 
 Row = dict[str, Any]
 
@@ -27,7 +28,9 @@ class DeviceLostError(Exception):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device (or the CPU allocator) had no room: then half the micro-batch may pass."""
     words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error) for w in words)
+    torch = torch_in_use()
+    kinds = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(w in str(error) for w in words)
 
 
 def is_device_lost(error: BaseException) -> bool:
@@ -38,7 +41,7 @@ def is_device_lost(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """An exception as one line for a row."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}"
+    return redact_urls(f"{type(error).__name__}: {text[:500]}")
 
 
 def run_slice(
@@ -136,7 +139,8 @@ def to_table(rows: Sequence[Row], schema: pa.Schema, where: str) -> pa.Table:
 
 
 def _arrow_value(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+    torch = torch_in_use()
+    if torch is not None and isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value).reshape(-1)

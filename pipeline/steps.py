@@ -16,7 +16,8 @@ import pyarrow as pa
 from pipeline import images
 
 if TYPE_CHECKING:
-    from pipeline.train import Learnt, Worker
+    from pipeline.learnt import Learnt
+    from pipeline.train import Worker
 
 Wants = Literal["pixels", "bytes", "records"]
 
@@ -27,6 +28,9 @@ class Stage(Protocol):
 
     It may also have ``begin()``, called before each shard, and ``notes``, a list of what went otherwise than planned
     since then: the shard's receipt keeps it.
+
+    ``device`` is a torch.device; for a stage whose module and inputs import no torch it is its name, so that workers
+    of such a stage start without waiting for torch.
     """
 
     version: int
@@ -73,7 +77,11 @@ class Reduction(Protocol):
 
 
 class Trainer(Protocol):
-    """A training: called on every worker of it. Picklable; loads nothing heavy before it is called."""
+    """A training: called on every worker of it. Picklable; loads nothing heavy before it is called.
+
+    It may have ``untrained(inputs) -> Learnt``: what a training of no epochs would return, as far as the steps that
+    stand on it read it. Its networks take the time that trained ones take, so ``raylens plan`` measures with them.
+    """
 
     version: int
     config: Any  # a frozen dataclass: its fields are the step's fingerprint

@@ -21,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RaylensError
+from pipeline.redaction import has_password
 
 _FATAL = {
     errno.ENOSPC: ("no space is left on the device", "free some space (nothing committed is lost) and run again"),
@@ -81,6 +82,8 @@ class Folder:
 
     def __init__(self, url: str) -> None:
         protocol = url.split("://", 1)[0] if "://" in url else "file"
+        if has_password(url):
+            raise StorageError("has a password in it", where=url, cure="credentials come from the environment only")
         try:
             self.fs, self.root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
@@ -144,6 +147,20 @@ class Folder:
             return {}
         return {e["name"].rsplit("/", 1)[-1]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
 
+    def stamps(self) -> dict[str, str]:
+        """Names of the files right here, each with what changes whenever it is written anew; "" where none is known."""
+        try:
+            with _told(self.url):
+                if self.local:
+                    with os.scandir(self.root) as entries:
+                        files = [(e.name, e.stat()) for e in entries if e.is_file() and not e.name.startswith(".")]
+                    return {name: f"{s.st_mtime_ns:x}-{s.st_ino:x}-{s.st_size:x}" for name, s in files}
+                self.fs.invalidate_cache()
+                found = [e for e in self.fs.ls(self.root, detail=True) if e["type"] == "file"]
+        except FileNotFoundError:
+            return {}
+        return {e["name"].rsplit("/", 1)[-1]: str(e.get("ETag") or e.get("etag") or "") for e in found}
+
     def folders(self) -> Sequence[str]:
         """Names of the folders right here, sorted."""
         try:
@@ -158,11 +175,10 @@ class Folder:
         """Temporary files of writers that were killed, right here; no listing shows them, nothing reads them."""
         if not self.local:
             return []
-        try:
-            with os.scandir(self.root) as entries:
-                return sorted(e.name for e in entries if e.name.startswith(".") and e.name.endswith(".tmp"))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        absent = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with _told(self.url), absent, os.scandir(self.root) as entries:
+            return sorted(e.name for e in entries if e.name.startswith(".") and e.name.endswith(".tmp"))
+        return []
 
     def write(self, name: str, data: bytes) -> None:
         """The whole file or nothing; an older file of that name is replaced."""
@@ -201,10 +217,17 @@ class Folder:
             try:
                 self.fs.pipe_file(f"{self.root}/{name}", data, mode="create")
             except FileExistsError:
-                return False
+                return self._is_there(name, data)
             except (NotImplementedError, TypeError):  # a store without conditional PUT: the last wins
                 self.fs.pipe_file(f"{self.root}/{name}", data)
             return True
+
+    def _is_there(self, name: str, data: bytes) -> bool:
+        """Whether a file has this very content: a request whose answer was lost is sent again, and finds its own."""
+        try:
+            return bool(self.fs.cat_file(f"{self.root}/{name}") == data)
+        except FileNotFoundError:
+            return False
 
     def remove(self, name: str) -> None:
         """Remove the file; one that is gone already is fine."""

@@ -6,15 +6,15 @@ The loop itself comes from the job as a function (``TrainingFunction``); this mo
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import images
-from pipeline.checkpoints import RECEIPT, CommittedCheckpoints, commit, read_committed
-from pipeline.errors import RaylensError, UsageError
+from pipeline.checkpoints import CommittedCheckpoints
+from pipeline.errors import RaylensError
+from pipeline.learnt import Learnt, Trained, claim, keep, read_trained
 from pipeline.provenance import cpu_count
 from pipeline.run import KeyTable
 from pipeline.signals import Stop
@@ -93,26 +93,6 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """What a training returns: files to keep (weights) and JSON-able facts (history, metrics).
-
-    Both are in the digest that rows made with the network stand on, so no time or place belongs in them.
-    """
-
-    files: dict[str, bytes]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training, read back from its folder; ``digest`` names its contents for what is built on it."""
-
-    files: dict[str, bytes]
-    facts: dict[str, Any]
-    digest: str
-
-
-@dataclass(frozen=True)
 class Material:
     """What every worker of a training is given beside its place: small and picklable, loaded where it is used."""
 
@@ -176,11 +156,12 @@ def train(
         stop: where it is set, training ends with RunStopped: at once in this process's own thread and under Ray.
 
     Raises:
-        UsageError: the folder belongs to another fingerprint.
+        UsageError: the folder belongs to another fingerprint, or there is no room for the workers and none can come;
+            end the process then, for Ray goes on asking for that room until it is gone.
         RunStopped: asked to stop; what is committed is kept.
         RaylensError: training failed, with the reason.
     """
-    _claim(folder, fingerprint)
+    claim(folder, fingerprint)
     done = read_trained(folder)
     if done is not None:
         return done
@@ -195,48 +176,6 @@ def train(
     if done is None:
         raise RaylensError("training ended without a result", where=folder.url, cure="look at the workers' logs above")
     return done
-
-
-def refuse_other(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
-    """UsageError, naming the fields, when this folder holds something that was trained with other settings."""
-    try:
-        then = json.loads(folder.read("training.json"))
-    except FileNotFoundError:
-        return
-    except ValueError as error:
-        raise RaylensError(
-            f"cannot be read ({error})", where=folder.path("training.json"), cure="restore it, or remove this folder"
-        ) from error
-    now = json.loads(json.dumps(fingerprint))
-    changed = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**then, **now} if then.get(k) != now.get(k)]
-    if changed and (
-        CommittedCheckpoints(folder.child("checkpoints")).newest() or folder.child("result").exists(RECEIPT)
-    ):
-        raise UsageError(
-            "this training was begun with other settings: " + "; ".join(changed),
-            where=folder.url,
-            cure="set them back, or train into another run folder",
-        )
-
-
-def _claim(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
-    text = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
-    if not folder.create("training.json", text):
-        refuse_other(folder, fingerprint)
-        folder.write("training.json", text)  # the same, or of a training that got nowhere
-
-
-def read_trained(folder: Folder) -> Trained | None:
-    """The finished training of this folder, verified; None where it is not finished.
-
-    Raises:
-        DamagedError: a file of the result is missing or not what its receipt says.
-    """
-    found = read_committed(folder.child("result"))
-    if found is None:
-        return None
-    facts = json.loads(found.files.pop("facts.json"))
-    return Trained(found.files, facts, found.digest)
 
 
 class _Told(CommittedCheckpoints):
@@ -305,8 +244,7 @@ def work(
         torch.set_num_threads(before)
     if place.rank == 0:
         _check(channel.stop)
-        facts = json.dumps(learnt.facts, sort_keys=True).encode()
-        commit(folder.child("result"), {**learnt.files, "facts.json": facts})
+        keep(folder.child("result"), learnt)
 
 
 def _quiet(_: object) -> None:

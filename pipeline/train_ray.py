@@ -18,12 +18,14 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from pipeline.checkpoints import CommittedCheckpoints
+from pipeline.cluster import joined
 from pipeline.errors import RaylensError
 from pipeline.remote_errors import told_cause
+from pipeline.room import Room
 from pipeline.signals import Stop
 from pipeline.storage import Folder, UnreachableError
 from pipeline.train import Channel, Material, Place, TrainingFunction, work
-from pipeline.waiting import Patience, cluster_has, in_words
+from pipeline.waiting import Patience, cluster_has
 
 FREE_RETRIES = 20  # lost workers in a row without a new checkpoint in between
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
@@ -41,7 +43,7 @@ def under_ray(
     material: Material,
     channel: Channel,
 ) -> None:
-    """Trains on ``workers`` workers of the cluster joined; raises what ended it for good."""
+    """Trains on ``workers`` workers of the cluster joined or of a Ray of our own; raises what ended it for good."""
     settings = {
         "function": function,
         "folder": folder,
@@ -52,8 +54,9 @@ def under_ray(
     resources: dict[str, float] = {"CPU": 1} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
     checkpoints = CommittedCheckpoints(folder.child("checkpoints"))
     lost, reached = 0, checkpoints.newest()
+    room = Room(workers, resources, joined())
     while True:
-        attempt = _Attempt(settings, workers, resources, channel)
+        attempt = _Attempt(settings, workers, resources, channel, room)
         error = attempt.go()
         if error is None:
             return
@@ -76,18 +79,25 @@ def under_ray(
 class _Attempt:
     """One start of a group of workers, until they are done, lost, failed or asked to stop."""
 
-    def __init__(self, settings: dict[str, Any], workers: int, resources: dict[str, float], channel: Channel) -> None:
+    def __init__(
+        self, settings: dict[str, Any], workers: int, resources: dict[str, float], channel: Channel, room: Room
+    ) -> None:
         self._settings, self._workers, self._resources, self._channel = settings, workers, resources, channel
+        self._room = room
         self._actors: list[Any] = []
         self._error: BaseException | None = None
 
     def go(self) -> BaseException | None:
-        """None when training is done, else what ended it. Raises RunStopped."""
+        """None when training is done, else what ended it. Raises RunStopped, UsageError where there is no room.
+
+        Ray Train's own request for places that it waits for is only taken back when this process ends.
+        """
+        self._room.check()
         lines = Queue(actor_options={"num_cpus": 0})
-        wanted = f"{self._workers} training worker{'s' * (self._workers != 1)} of {in_words(self._resources)}"
-        patience = Patience(self._channel.log, lambda: f"waiting for {wanted}; {cluster_has()}")
+        patience = Patience(self._channel.log, lambda: f"waiting for {self._room.wanted}; {cluster_has()}")
         # Ray's own records of the trial are of no use afterwards: the run folder holds what counts.
-        with tempfile.TemporaryDirectory(prefix="raylens-train-") as scratch:
+        # Where fit() goes on after the end it may still write there.
+        with tempfile.TemporaryDirectory(prefix="raylens-train-", ignore_cleanup_errors=True) as scratch:
             # Ray's fit() blocks and takes SIGINT for itself where it is called from the main thread.
             thread = threading.Thread(target=self._fit, args=(lines, scratch), name="raylens-train", daemon=True)
             thread.start()
@@ -96,6 +106,7 @@ class _Attempt:
                     thread.join(_TICK_S)
                     self._listen(lines)
                     if len(self._actors) < self._workers and thread.is_alive():
+                        self._room.check()
                         patience.tick()
                     if self._channel.stop is not None and self._channel.stop.is_set():
                         self._kill()

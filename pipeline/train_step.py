@@ -12,13 +12,14 @@ from pipeline import plan as plans
 from pipeline.checkpoints import CommittedCheckpoints, DamagedError
 from pipeline.errors import RaylensError, UsageError
 from pipeline.events import Events
+from pipeline.learnt import refuse_other
 from pipeline.options import Options, Resources
 from pipeline.progress import Progress
 from pipeline.remote_errors import told_cause
 from pipeline.run import Run
 from pipeline.signals import Stop
 from pipeline.steps import Job, Train
-from pipeline.train import Epoch, Material, refuse_other, train
+from pipeline.train import Epoch, Material, train
 from pipeline.trainings import batch_wanted, epochs_wanted
 
 
@@ -57,6 +58,10 @@ class TrainStep:
         workers, gpus = places.workers, places.gpus_per_worker
         if gpus:
             free_gpus()
+        if workers:
+            from pipeline.cluster import connect
+
+            connect(self.options.resources)
         self.options.say(f"step '{name}': trains {places.told}")
         done = CommittedCheckpoints(folder.child("checkpoints")).newest()
         events.say("train", step=name, workers=workers, world=max(1, workers), gpus_per_worker=gpus, checkpoint=done)
@@ -146,16 +151,23 @@ def _gpus(resources: Resources) -> int:
     import ray
     import torch
 
-    wanted, joined = resources.train_workers, resources.address is not None or ray.is_initialized()
+    wanted, connected = resources.train_workers, resources.cluster is not None or ray.is_initialized()
     here = torch.cuda.is_available()
     if resources.gpus == 0 or (wanted == 0 and not here):
         return 0
-    if not joined and (wanted == 0 or (not here and not resources.gpus)):
+    if not connected and (wanted == 0 or (not here and not resources.gpus)):
         return int(here)
-    from pipeline.cluster import alive_nodes, connect
+    from pipeline.cluster import alive_nodes, connect, joined
+    from pipeline.growth import autoscaled
 
     connect(resources)
-    return int(sum(node.get("GPU", 0.0) for node in alive_nodes().values()))
+    wanted = resources.gpus or 0
+    there = int(sum(node.get("GPU", 0.0) for node in alive_nodes().values()))
+    if joined() is None or there >= wanted:
+        return there
+    if autoscaled() or not (there or resources.train_workers == 0):  # 0: the driver is what was asked for
+        return wanted  # its workers wait, and that brings nodes where something does
+    return there
 
 
 def _counted(count: int, what: str) -> str:

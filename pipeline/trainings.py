@@ -11,9 +11,9 @@ from typing import Any
 from pipeline import checkpoints
 from pipeline.checkpoints import CommittedCheckpoints, DamagedError
 from pipeline.errors import RaylensError
+from pipeline.learnt import Trained, read_trained
 from pipeline.run import Run
 from pipeline.storage import Folder
-from pipeline.train import Trained, read_trained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pipeline.run import Run
 from pipeline.shards import Receipt, Shards
 from pipeline.storage import Folder
 
-_NO_STEPS = {"keys", "events", "report"}
+_NO_STEPS = {"keys", "events", "report", "compact"}
 _UPSTREAM = "upstream."
 
 

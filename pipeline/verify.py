@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import checkpoints, trainings, units
+from pipeline import checkpoints, compact, trainings, units
 from pipeline import plan as plans
 from pipeline.errors import RaylensError
 from pipeline.lock import RunLock
@@ -99,6 +99,13 @@ def verify(
                 problems.append(Problem(product.path, wrong, mended=repair))
                 if repair:
                     product.withdraw()
+    for unit in units.units(run, described):
+        large = compact.compacted(run, unit)
+        wrong_there, size = compact.check(unit, large)
+        read += size
+        problems += [Problem(large.url, what, mended=repair) for what in wrong_there]
+        if wrong_there and repair:
+            large.remove(compact.MANIFEST)
     return VerifyReport(run.url, shards, read, rows, tuple(problems), tuple(missing), tuple(orphans), clean)
 
 
@@ -112,7 +119,7 @@ class _Check:
         if unit.problem:
             where, _, what = unit.problem.rpartition(": ")
             self.problems.append(Problem(where, what))
-        good, bad = unit.shards.complete()
+        good, bad = unit.shards.complete(each=True)
         with ThreadPoolExecutor(_READERS) as pool:
             for shard, reason, counts in pool.map(self._shard, good.values()):
                 read.update(counts)
@@ -127,7 +134,7 @@ class _Check:
         absent = [n for n in range(count) if n not in good and n not in bad]
         self.missing = [f"{unit.name} shard {n} is not committed" for n in absent]
         # Without a plan it is not known what the files are: they are left alone.
-        self.orphans = [*unit.shards.orphans(), *_leftovers(unit)] if unit.plan else []
+        self.orphans = [*unit.shards.orphans(), *unit.shards.leftovers()] if unit.plan else []
 
     def _shard(self, receipt: Receipt) -> tuple[int, str, collections.Counter[str]]:
         """(shard, what is wrong with it, what was read); runs in a thread beside others, so it touches nothing."""
@@ -195,11 +202,6 @@ class _Learnt:
         self.missing = [] if done else [f"{training.name} is not finished (epoch {training.reached})"]
 
 
-def _leftovers(unit: Unit) -> list[str]:
-    folders = {"": unit.folder} | {f"{name}/": unit.folder.child(name) for name in ("receipts", "blobs")}
-    return [f"{start}{name}" for start, folder in folders.items() for name in folder.leftovers()]
-
-
 def _rows(data: bytes) -> pa.Table:
     """Only what is counted; every byte has been hashed already."""
     file = pq.ParquetFile(pa.BufferReader(data))
@@ -222,9 +224,11 @@ def _check_keys(run: Run) -> tuple[dict[str, pa.ChunkedArray], list[Problem]]:
                 good[split] = table.column("key")
         except FileNotFoundError:
             problems.append(Problem(where, "is missing"))
-        except (ValueError, KeyError, TypeError, pa.ArrowException, OSError) as error:
-            told = f"cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
-            problems.append(Problem(where, told))
+        except (RaylensError, KeyError) as error:  # KeyError: a table without keys
+            found = (
+                Problem(error.where, error.what) if isinstance(error, RaylensError) else Problem(where, "has no keys")
+            )
+            problems.append(found)
     return good, problems
 
 

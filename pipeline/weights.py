@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UsageError
+from pipeline.redaction import has_password
 from pipeline.sources.files import absolute, filesystem, is_url
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -46,6 +47,8 @@ def fetch(weights: str, limit_bytes: int, folder: str | None = None) -> str:
     Raises UsageError where it is missing, larger than ``limit_bytes``, or not what the hash in its name says.
     """
     path = absolute(weights)
+    if has_password(path):
+        raise UsageError("has a password in it", where=path, cure="credentials come from the environment only")
     if not is_url(path):
         if not os.path.isfile(path):
             raise UsageError("no such weights file", where=path, cure="correct weights in the config")
@@ -164,10 +167,12 @@ def fit(
     """Put the state into the module: every name and shape must agree, numbers become the module's type.
 
     ``near`` is asked for a cure from the shapes in the file when they do not. Batch norm's step counters may be
-    missing (checkpoints older than them). Raises UsageError listing the first names that disagree.
+    missing (checkpoints older than them), and instance norms that keep no statistics may have some. Raises UsageError
+    listing the first names that disagree.
     """
     own = module.state_dict()
-    state = renamed(state, set(own))
+    norms = dict(module.named_modules())
+    state = {name: tensor for name, tensor in renamed(state, set(own)).items() if not _untracked(norms, name)}
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     extra = [name for name in state if name not in own]
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
@@ -184,6 +189,14 @@ def fit(
     if bad is not None:
         raise UsageError(f"{bad} holds NaN or infinity", where=where, cure="these weights cannot be used: get others")
     module.load_state_dict(state, strict=False)
+
+
+def _untracked(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Statistics that checkpoints older than torch 0.4 hold of instance norms, which never used them."""
+    path, _, last = name.rpartition(".")
+    norm = modules.get(path)
+    untracked = isinstance(norm, nn.modules.instancenorm._InstanceNorm) and not norm.track_running_stats
+    return untracked and last in ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _few(what: str, names: list[str], show: Callable[[str], str]) -> str:

@@ -7,93 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
+import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
-
-from pipeline import images, slices
+from pipeline import slices
 from pipeline.decode import Feeder, Prepared, Row, ThreadFeeder, prepare_row
 from pipeline.estimate import Measured
-from pipeline.plan import Plan
 from pipeline.run import KeyTable
-from pipeline.shards import Receipt, Shards, parquet
-from pipeline.steps import Measure, row_schema
+from pipeline.shards import Shards, parquet
+from pipeline.steps import row_schema
 from pipeline.storage import Folder
+from pipeline.tasks import Done, Mark, Range, Stopped, Task, Work
+from pipeline.torch_in_use import device_for, full_float32, set_threads, torch_in_use
 from pipeline.trainings import finished
 
-Range = tuple[int, int]
-MakeFeeder = Callable[[Sequence[Range]], Feeder]
 _MICRO_RUN_SLICES = 4, 12  # at least and at most; so many more than four as it takes to fill
 _MICRO_RUN_SECONDS = 4.0  # this time, so that a busy moment of the machine does not decide,
 _MICRO_RUN_LEAST = 0.1  # but none where four slices take less than this,
 _MICRO_RUN_MOST = 12.0  # and not even four in longer than this
-
-
-class Stopped(Exception):  # noqa: N818 - not an error: the worker was asked to stop between two slices
-    """The unfinished shard is dropped; the next run makes it again."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """All that a worker must know of a step. Small and picklable: heavy things are loaded where they are used."""
-
-    id: str
-    step: Measure
-    keys_url: str
-    folders: Mapping[str, str]  # split -> URL of its shards
-    plans: Mapping[str, Plan]
-    tables: Mapping[str, tuple[str, int]]  # input name -> (URL of the reduction's parts, how many)
-    limits: images.Limits
-    code_path: tuple[str, ...] = ()  # where the user's own modules lie
-    trained: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # input -> (URL, digest)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One attempt at one shard."""
-
-    split: str
-    shard: int
-    attempt: int = 1
-    suspects: tuple[Range, ...] = ()  # row ranges that killed a worker: run first, apart
-    quarantined: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key -> why it is not run
-
-    @property
-    def name(self) -> str:
-        return f"{self.split}/{self.shard:05d}"
-
-    @property
-    def apart(self) -> bool:
-        """After a failure nothing is decoded ahead or beside: what kills a worker then does so inside its own slice."""
-        return self.attempt > 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """What became of an attempt: the receipt that stands, and where the time went."""
-
-    receipt: Receipt
-    won: bool
-    waited_s: float  # for decoding
-    computed_s: float
-    wrote_s: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """Said before and after each slice, so that a death can be told from a death inside a slice."""
-
-    task: str
-    attempt: int
-    range: Range
-    begin: bool
-    rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+_FAILED_TOLD = 20  # rows of a shard
 
 
 class Worker:
@@ -104,8 +41,8 @@ class Worker:
             if path not in sys.path:
                 sys.path.insert(0, path)
         self.work, self.threads = work, max(1, threads)
-        self.device = torch.device(device)
-        torch.set_num_threads(self.threads)
+        self.device = device_for(device)
+        set_threads(self.threads)
         self.stage = copy.copy(work.step.stage)  # work keeps the bare one: decoders elsewhere need no network
         self._pool = ThreadPoolExecutor(max(2, self.threads), thread_name_prefix="decode")
         self._stopping = threading.Event()
@@ -117,6 +54,7 @@ class Worker:
             inputs[name] = read_all(Shards(Folder(url), count))
         for name, (url, digest) in work.trained.items():
             inputs[name] = finished(Folder(url), digest)
+        full_float32()
         self.stage.setup(self.device, inputs)
         self.setup_s = time.perf_counter() - started
         self.schema = row_schema(self.stage)
@@ -140,7 +78,7 @@ class Worker:
     def run(self, task: Task, mark: Callable[[Mark], None] = lambda _: None) -> Done:
         """Make and commit one shard. Raises Stopped when asked to stop on the way."""
         started = time.perf_counter()
-        torch.set_num_threads(self.threads)  # a setting of the calling thread, which need not be the one of setup
+        set_threads(self.threads)  # a setting of the calling thread, which need not be the one of setup
         todo = self._ranges(task)
         feeder = self._upcoming.pop((task.split, task.shard, task.attempt), None)
         feeder = feeder or self.make_feeder(task.split, [] if task.apart else todo)
@@ -157,20 +95,21 @@ class Worker:
                 if self._stopping.is_set():
                     raise Stopped(task.name)
                 if task.apart:
-                    mark(Mark(task.name, task.attempt, piece, begin=True))
+                    mark(Mark(task.track, task.attempt, piece, begin=True))
                 clock = time.perf_counter()
                 prepared = self._prepared(task.split, piece) if task.apart else next(prepared_slices)
                 waited += time.perf_counter() - clock
                 if not task.apart:
-                    mark(Mark(task.name, task.attempt, piece, begin=True))
+                    mark(Mark(task.track, task.attempt, piece, begin=True))
                 clock = time.perf_counter()
                 rows, shape = self._slice(task.split, piece, prepared, shape, notes)
                 computed += time.perf_counter() - clock
                 found.update(zip(range(*piece), rows, strict=True))
-                mark(Mark(task.name, task.attempt, piece, begin=False, rows=slices.counts(rows)))
+                mark(Mark(task.track, task.attempt, piece, begin=False, rows=slices.counts(rows)))
         for position, name in zip(range(lo, hi), names, strict=True):
             if position not in found:
                 found[position] = {"key": name, "status": "failed", "error": task.quarantined[name]}
+        _tell_failed(self.work.step.name, task.name, found.values())
         clock = time.perf_counter()
         table = slices.to_table([found[i] for i in range(lo, hi)], self.schema, type(self.stage).__name__)
         receipt, won = self.shards(task.split).commit(
@@ -181,14 +120,15 @@ class Worker:
             device=str(self.device),
             notes=[*notes, *getattr(self.stage, "notes", ())],
         )
-        return Done(receipt, won, waited, computed, time.perf_counter() - clock)
+        moved = min(waited, getattr(feeder, "moved_s", 0.0))
+        return Done(receipt, won, waited - moved, computed, time.perf_counter() - clock, moved)
 
     def shards(self, split: str) -> Shards:
         return Shards(Folder(self.work.folders[split]), self.work.plans[split].shards)
 
     def measure(self, split: str, micro_batch: int, attempt: int = 0) -> Measured:
         """A micro-run over rows spread evenly through the split, other ones for each attempt: nothing is written."""
-        torch.set_num_threads(self.threads)
+        set_threads(self.threads)
         total = len(self._keys[split])
         size = max(1, min(micro_batch, total) >> attempt)
         least, most = _MICRO_RUN_SLICES
@@ -277,13 +217,21 @@ class Worker:
                     return [{"key": r["key"], "status": "failed", "error": slices.reason(error)} for r in rows], shape
                 shape = max(1, shape // 2)
                 notes.append(f"out of memory: micro-batch halved to {shape}")
-                if self.device.type == "cuda":
+                if str(self.device).startswith("cuda") and (torch := torch_in_use()):
                     torch.cuda.empty_cache()
 
     def _place(self, split: str, position: int) -> int:
         """Where a row sits in its slice."""
         plan = self.work.plans[split]
         return (position % plan.shard_rows) % plan.micro_batch
+
+
+def _tell_failed(step: str, shard: str, rows: Iterable[Row]) -> None:
+    """A line of JSON for each of a shard's first failed rows, where Ray keeps what its workers say."""
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in failed[:_FAILED_TOLD]:
+        told = {"kind": "failed row", "step": step, "shard": shard, "key": row["key"], "error": row.get("error")}
+        print(json.dumps(told), file=sys.stderr, flush=True)
 
 
 def read_all(shards: Shards) -> Any:

@@ -262,6 +262,15 @@ class PictureGrid:
 
 
 @dataclass(frozen=True)
+class Mount:
+    """A place that one of the page's scripts fills, found by its ``name``; ``text`` stands there until then."""
+
+    kind: ClassVar[str] = "mount"
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading, one sentence that says what it is about, and blocks."""
 

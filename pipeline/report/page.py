@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -20,11 +21,16 @@ from pipeline.report.wording import printable
 
 # Reports are mailed and kept: a page beyond this is a mistake of whoever chose the number of pictures.
 SIZE_GOAL = 6_000_000
+_POLICY = Markup("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report. ``warnings`` stand above everything; ``provenance`` blocks are behind a summary line at the end."""
+    """A report. ``warnings`` stand above everything; ``provenance`` blocks are behind a summary line at the end.
+
+    A page that answers its reader names ``scripts`` that lie beside it; they and what they load run, nothing else does.
+    ``style`` is CSS of ours, added to every page's.
+    """
 
     title: str
     sections: Sequence[Section]
@@ -34,12 +40,28 @@ class Page:
     warnings: Sequence[Notice] = ()
     provenance: Sequence[Any] = ()
     footer: str = ""
+    scripts: Sequence[str] = ()
+    style: str = ""
 
     def html(self) -> str:
-        """The whole page: autoescaped, styles inline, images as data URIs, no script, a policy that forbids loading."""
+        """The whole page: autoescaped, styles inline, images as data URIs, a policy that forbids loading.
+
+        No script runs but ``scripts`` and those that they add.
+        """
         anchors = _anchors([section.title for section in self.sections])
-        text = _template().render(page=self, sections=list(zip(anchors, self.sections, strict=True)), style=_style())
+        text = _template().render(
+            page=self,
+            sections=list(zip(anchors, self.sections, strict=True)),
+            style=_style() + Markup(self.style),
+            policy=_policy(self.nonce) if self.scripts else _POLICY,
+        )
         return printable(text)
+
+    @property
+    def nonce(self) -> str:
+        """What marks the page's own scripts: it follows from all of the text, so no part of the text can hold it."""
+        content = repr((self.title, self.subtitle, self.sections, self.provenance))
+        return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:24]
 
     def bytes(self) -> bytes:
         return self.html().encode("utf-8")
@@ -57,6 +79,10 @@ class Page:
                 cure="free some space or choose a folder you may write to",
             ) from error
         return path
+
+
+def _policy(nonce: str) -> Markup:
+    return _POLICY + Markup("; script-src 'nonce-{}' 'strict-dynamic'").format(nonce)
 
 
 @cache

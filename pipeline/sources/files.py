@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UsageError
+from pipeline.redaction import has_password
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_TEXT_BYTES = 4 * 2**30  # a list of ten million images is 1 GB
@@ -37,6 +38,8 @@ def absolute(path: str) -> str:
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path inside it. Credentials come from the environment only."""
+    if has_password(url):
+        raise UsageError("has a password in it", where=url, cure="credentials come from the environment only")
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except ImportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -15,7 +16,7 @@ from pydantic import Field, field_validator
 
 from pipeline.errors import UsageError
 from pipeline.sources.classes import Classes, read_classes
-from pipeline.sources.files import absolute, locate, read, relative_to, require_images
+from pipeline.sources.files import MAX_TEXT_BYTES, absolute, locate, read, relative_to, require_images
 from pipeline.sources.selection import Selection
 from pipeline.sources.table import assemble, box_column, check_corners, nested
 
@@ -98,7 +99,7 @@ def _read(path: str, renamed: dict[str, str]) -> dict[str, pa.Array]:
         elif lower.endswith((".csv", ".csv.gz")):
             content = read(path)
             if lower.endswith(".gz"):
-                content = gzip.decompress(content)
+                content = _unpacked(content, path)
             # Everything as text first: so a bad value can be told with its line, and "nan" is not silently a null.
             names = pyarrow.csv.open_csv(io.BytesIO(content)).schema.names
             convert = pyarrow.csv.ConvertOptions(
@@ -111,7 +112,7 @@ def _read(path: str, renamed: dict[str, str]) -> dict[str, pa.Array]:
             table = pyarrow.csv.read_csv(io.BytesIO(content), convert_options=convert)
         else:
             raise UsageError("is neither .csv, .csv.gz nor .parquet", where=path, cure="save the list as one of these")
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"cannot be parsed: {text}", where=path, cure="save the list again") from error
     if len(set(names)) != len(names):
@@ -134,6 +135,15 @@ def _read(path: str, renamed: dict[str, str]) -> dict[str, pa.Array]:
     if len(columns["uri"]) == 0:
         raise UsageError("the list has no rows", where=path, cure="write a row for each image")
     return columns
+
+
+def _unpacked(content: bytes, path: str) -> bytes:
+    """The text in a gzip file, as long as it is no larger than a list may be."""
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        text = file.read(MAX_TEXT_BYTES + 1)
+    if len(text) > MAX_TEXT_BYTES:
+        raise UsageError(f"unpacks to more than {MAX_TEXT_BYTES} bytes", where=path, cure="split it")
+    return text
 
 
 def _fail(path: str, at: int, first: int, field: str, fault: str, cure: str) -> NoReturn:

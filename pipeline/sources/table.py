@@ -100,6 +100,7 @@ def assemble(
             continue
         array = column if isinstance(column, pa.Array) else pa.array(column, field.type)
         arrays.append(array if array.type == field.type else array.cast(field.type))
+    _refuse_passwords(arrays[KEY_SCHEMA.get_field_index("uri")], where)
     metadata: dict[str, str] = {}
     if classes is not None:
         metadata["classes"] = json.dumps(list(classes), ensure_ascii=False)
@@ -112,6 +113,17 @@ def assemble(
         keys = table.column("key").combine_chunks()
     _require_unique(keys, where)
     return table
+
+
+def _refuse_passwords(uris: pa.Array, where: str) -> None:
+    """The table is written into the run, and read by every worker."""
+    bad = pc.match_substring_regex(uris, r"^[\w+.-]+://[^/@\s]*:[^/@\s]*@")
+    if pc.any(bad).as_py():
+        raise UsageError(
+            f"the address {uris.filter(bad)[0].as_py()!r} has a password in it",
+            where=where,
+            cure="credentials come from the environment only",
+        )
 
 
 def _require_unique(keys: pa.Array, where: str) -> None:

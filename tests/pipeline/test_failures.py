@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.failures import DEATHS, FREE_RETRIES, ShardFate
-from pipeline.worker import Task
+from pipeline.tasks import Task
 
 
 def test_a_lost_worker_is_free_with_growing_delays_until_it_is_too_often():

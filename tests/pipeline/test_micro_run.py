@@ -16,7 +16,8 @@ from pipeline.estimate import estimate
 from pipeline.images import Limits
 from pipeline.run import Run
 from pipeline.steps import Measure, Source
-from pipeline.worker import Work, Worker
+from pipeline.tasks import Work
+from pipeline.worker import Worker
 
 KEYS, BATCH = 1000, 10
 

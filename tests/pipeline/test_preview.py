@@ -14,11 +14,12 @@ import pytest
 from pipeline import plan as plans
 from pipeline.errors import UsageError
 from pipeline.estimate import Measured
+from pipeline.learnt import Learnt
 from pipeline.options import Options, Resources
 from pipeline.preview import preview
 from pipeline.run import Run
 from pipeline.shards import Shards
-from pipeline.steps import Job, Measure, Source
+from pipeline.steps import Job, Measure, Source, Train
 
 KEYS = 40
 OPTIONS = Options(resources=Resources(price_per_hour=2.0), say=lambda _: None)
@@ -108,3 +109,38 @@ def test_sizes_that_were_asked_for_are_planned_with(tmp_path: Path) -> None:
     (found,) = preview(job(), str(tmp_path / "run"), asked)
     assert (found.plan.micro_batch, found.plan.shard_rows) == (3, 9), "whole micro-batches"
     assert found.plan.shards == 5
+
+
+class Counted:
+    """An input, and how often it was loaded."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+
+    def digest(self) -> str:
+        return "counted"
+
+    def load(self, device: Any) -> Any:
+        self.loads += 1
+
+
+class Learner:
+    version, config = 1, HalfConfig()
+
+    def __call__(self, worker: Any) -> Learnt:
+        raise AssertionError("trained")
+
+    def untrained(self, inputs: Any) -> Learnt:
+        return Learnt({"network": b""})
+
+
+def test_an_untrained_network_is_made_once_for_all_that_stands_on_it(tmp_path: Path) -> None:
+    counted, whole = Counted(), job()
+    standing = [
+        Measure(name, Half(HalfConfig()), ("all",), trained={"network": "line", "again": "line"})
+        for name in ("one", "two")
+    ]
+    steps = (Train("line", Learner(), ("all",), {"backbone": counted}), *standing)
+    found = preview(dataclasses.replace(whole, steps=steps), str(tmp_path / "run"), OPTIONS)
+    assert [step.step for step in found] == ["one", "two"]
+    assert counted.loads == 1

@@ -218,6 +218,14 @@ def test_a_row_of_another_length_is_refused() -> None:
         PictureGrid(["a", "b"], [PictureRow("r", [Picture(dot(), "x")])], "c")
 
 
+@pytest.mark.parametrize(("columns", "scrolls"), [(8, False), (9, True)])
+def test_more_pictures_than_a_card_holds_scroll_inside_it(columns: int, scrolls: bool) -> None:
+    row = PictureRow("r", [Picture(dot(), "x")] * columns)
+    page = Page(title="t", sections=[Section("s", [PictureGrid([str(i) for i in range(columns)], [row], "c")])])
+    assert ('class="pictures many"' in page.html()) is scrolls
+    assert ".pictures:not(.many) { overflow: visible; }" in page.html()
+
+
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
     [

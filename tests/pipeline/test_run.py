@@ -127,3 +127,16 @@ def test_run_json_tells_steps_edges_and_settings(run: Run) -> None:
         ("sweep", "measure", [], False, "", ""),
     ]
     json.dumps(told)
+
+
+def test_addresses_that_differ_in_a_version_are_different_sources(tmp_path: Path) -> None:
+    """What signs an address is not written down and may be new each time; all else is compared."""
+
+    def source(query: str) -> Source:
+        return Source({"kind": "list", "path": f"https://h/list.csv?{query}"}, lambda: pa.table({"key": ["a"]}))
+
+    run = Run(str(tmp_path / "run"))
+    run.freeze_keys("fit", source("v=1&sig=old"))
+    run.freeze_keys("fit", source("v=1&sig=new"))
+    with pytest.raises(UsageError, match="listed from another source"):
+        run.freeze_keys("fit", source("v=2&sig=old"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing as mp
 import uuid
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import RaylensError
 from pipeline.shards import DataFile, Receipt, Shards, count_rows, digest
-from pipeline.storage import Folder
+from pipeline.storage import Folder, StorageError
 
 SPAWN = mp.get_context("spawn")
 
@@ -54,6 +55,50 @@ def test_rows_are_read_in_shard_order_whatever_the_order_of_commits(shards: Shar
         shards.commit(shard, table(shard * 10, shard * 10 + 10))
     keys = [k for part in shards.tables(["key"]) for k in part.column("key").to_pylist()]
     assert keys == [f"{i:04d}" for i in range(30)]
+
+
+@pytest.mark.parametrize("moment", range(1, 5), ids=["rows written", "rows named", "receipt written", "receipt named"])
+def test_a_late_writer_whose_temporary_files_are_removed_commits_nothing_by_halves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    shards = Shards(Folder(str(tmp_path)), 3)
+    synced = 0
+
+    def swept(number: int) -> None:
+        nonlocal synced
+        synced += 1
+        if synced == moment:
+            Shards(Folder(str(tmp_path)), 3).sweep()
+
+    monkeypatch.setattr("pipeline.storage.os.fsync", swept)
+    if moment in (1, 3):
+        with pytest.raises(FileNotFoundError):
+            shards.commit(1, table(0, 10), attempt=1)
+    else:
+        shards.commit(1, table(0, 10), attempt=1)
+    assert shards.complete() == (shards.committed(), {})
+    receipt, won = shards.commit(1, table(0, 10), attempt=2)
+    assert won is (moment in (1, 3))
+    assert (shards.committed(), shards.damaged()) == ({1: receipt}, {})
+    assert (shards.orphans(), shards.leftovers()) == ([], [])
+
+
+def test_what_cannot_be_swept_away_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = Shards(Folder(str(tmp_path)), 3)
+    receipt, _ = shards.commit(0, table(0, 10))
+    (tmp_path / ".x.0123456789ab.tmp").mkdir()  # no file: it cannot be removed
+    shards.sweep()
+    assert shards.leftovers() == [".x.0123456789ab.tmp"]
+
+    def refuse(_: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pipeline.storage.os.scandir", refuse)
+    shards.sweep()
+    with pytest.raises(StorageError, match="permission denied"):
+        shards.leftovers()
+    monkeypatch.undo()
+    assert shards.complete() == ({0: receipt}, {})
 
 
 def test_times_attempts_and_devices_are_in_no_data_file_and_no_digest(shards: Shards, tmp_path: Path) -> None:

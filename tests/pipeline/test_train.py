@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import cluster
 from pipeline.checkpoints import CommittedCheckpoints, DamagedError, commit, read_committed
 from pipeline.errors import UsageError
+from pipeline.learnt import Learnt
 from pipeline.storage import Folder
-from pipeline.train import Learnt, Worker, train
+from pipeline.train import Worker, train
 
 # A whole training as a user's module has it, five batches an epoch; also run as a program, which kills itself at a
 # given batch ("batch 8") or when everything of a checkpoint is written but its receipt ("receipt 3").
@@ -26,7 +28,8 @@ PROGRAM = textwrap.dedent("""
     import os, signal, sys
     import torch
     from pipeline.storage import Folder
-    from pipeline.train import Learnt, train
+    from pipeline.learnt import Learnt
+    from pipeline.train import train
     from stages.training import TensorData, TrainingConfig, fit
 
     def countdown(count):
@@ -206,15 +209,10 @@ def test_other_settings_are_refused_by_name(learn: Any, tmp_path: Path) -> None:
         train(learn(2), folder, fingerprint={"lr": 0.2, "data": "abc"}, threads=1)
 
 
+@pytest.mark.usefixtures("joined")
 class TestUnderRay:
-    @pytest.fixture(scope="class", autouse=True)
-    def session(self) -> Any:
-        import ray
-
-        ray.shutdown()
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-        yield
-        ray.shutdown()
+    def test_a_cluster_that_was_joined_without_a_setting_is_known(self, joined: Any) -> None:
+        assert cluster.joined() == joined.address
 
     def test_one_worker_learns_what_this_process_learns(self, learn: Any, undisturbed: Any, tmp_path: Path) -> None:
         folder = Folder(str(tmp_path))

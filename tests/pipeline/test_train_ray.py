@@ -14,8 +14,9 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline import train_ray
 from pipeline.errors import UsageError
+from pipeline.learnt import Learnt
 from pipeline.storage import Folder, UnreachableError
-from pipeline.train import Channel, Learnt, Material, Worker
+from pipeline.train import Channel, Material, Worker
 
 CUT_OFF = RuntimeError("Connection closed by peer")
 KILLED = ray.exceptions.ActorDiedError()

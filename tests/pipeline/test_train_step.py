@@ -20,6 +20,7 @@ from pipeline.errors import RaylensError, UsageError
 from pipeline.estimate import Measured
 from pipeline.events import Events
 from pipeline.images import Limits
+from pipeline.learnt import Learnt
 from pipeline.lock import RunLock
 from pipeline.options import Options, Resources
 from pipeline.preview import preview, preview_trainings
@@ -28,11 +29,11 @@ from pipeline.signals import RunStopped, Stop, StopOnSignals
 from pipeline.status import status
 from pipeline.steps import Job, Measure, Source, Train, config_fields
 from pipeline.storage import Folder
-from pipeline.train import Learnt, Material, Worker, train
+from pipeline.tasks import Task, Work
+from pipeline.train import Material, Worker, train
 from pipeline.train_step import TrainStep, _Places, _places
 from pipeline.trainings import training
 from pipeline.verify import verify
-from pipeline.worker import Task, Work
 from pipeline.worker import Worker as MeasuringWorker
 from stages.training import TensorData, TrainingConfig, fit
 
@@ -315,6 +316,28 @@ class TestPlaces:
         self.there_are(monkeypatch, here=True, joined=True, gpus=0)
         assert _places(Resources(train_workers=wanted), 64) == _Places(0, 0.0, "in this process on the CPU")
 
+    def test_gpus_that_an_autoscaler_brings_are_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.there_are(monkeypatch, here=False, joined=True, gpus=1)
+        monkeypatch.setattr("pipeline.growth.autoscaled", lambda: False)
+        assert _places(Resources("head:6379", gpus=4), 64).workers == 1, "nobody brings more"
+        monkeypatch.setattr("pipeline.growth.autoscaled", lambda: True)
+        assert _places(Resources("head:6379", gpus=4), 64) == _Places(4, 1.0, "on 4 GPUs")
+        assert _places(Resources("head:6379"), 64) == _Places(1, 1.0, "on 1 GPU")
+        assert _places(Resources(gpus=4), 64).workers == 4, "whoever joined it"
+        monkeypatch.setattr("pipeline.cluster.joined", lambda: None)
+        assert _places(Resources(gpus=4), 64).workers == 1, "nobody is asked for nodes of a Ray of our own"
+
+    def test_gpus_that_are_not_there_are_waited_for_and_no_cpu_is_taken_instead(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.there_are(monkeypatch, here=False, joined=True, gpus=0)
+        monkeypatch.setattr("pipeline.growth.autoscaled", lambda: None)
+        assert _places(Resources("head:6379", gpus=2), 64) == _Places(2, 1.0, "on 2 GPUs"), (
+            "for how long is of the room"
+        )
+        assert _places(Resources("head:6379", gpus=2, train_workers=0), 64).workers == 0, "the driver is to train"
+        assert _places(Resources("head:6379", gpus=0), 64).workers == 0, "not wanted"
+
     def test_no_cluster_is_joined_where_it_would_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.there_are(monkeypatch, here=False, joined=False, gpus=0)
         monkeypatch.setattr("pipeline.cluster.connect", lambda _: pytest.fail("joined"))
@@ -349,11 +372,26 @@ class TestPlaces:
         with Events(run.folder, "driver") as told, pytest.raises(FreedError):
             TrainStep(step, whole, run, QUIET).go(told, Stop(), free)
 
+    def test_workers_are_of_the_cluster_that_is_named_and_of_none_that_ray_finds(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class JoinedError(Exception):
+            pass
+
+        def join(resources: Resources) -> None:
+            raise JoinedError(resources.address)
+
+        monkeypatch.setattr("pipeline.cluster.connect", join)
+        named = Options(Resources("head:6379", gpus=0, train_workers=2), say=lambda _: None)
+        with pytest.raises(JoinedError, match="head:6379"):
+            execute(job(), str(tmp_path), named)
+
     def there_are(self, monkeypatch: pytest.MonkeyPatch, *, here: bool, joined: bool, gpus: int) -> None:
         """A GPU on this machine or not, a cluster joined already or not, with so many GPUs."""
         monkeypatch.setattr("torch.cuda.is_available", lambda: here)
         monkeypatch.setattr("ray.is_initialized", lambda: joined)
         monkeypatch.setattr("pipeline.cluster.connect", lambda _: None)
+        monkeypatch.setattr("pipeline.cluster.joined", lambda: "head:6379" if joined else None)
         monkeypatch.setattr("pipeline.cluster.alive_nodes", lambda: {"a": {"GPU": float(gpus)}})
 
 
@@ -445,9 +483,14 @@ class TestWhatStandsOnIt:
         assert found.waiting == ("slope",)
         assert not found.complete
 
-    def test_plan_leaves_it_out_and_names_the_training(self, run: Run, tmp_path: Path) -> None:
+    def test_plan_measures_it_with_what_was_learnt_and_leaves_it_out_before(self, run: Run, tmp_path: Path) -> None:
         whole = standing_on_it()
-        assert preview(whole, run.url, QUIET) == []
+        before = {file: file.stat().st_mtime_ns for file in Path(run.url).rglob("*")}
+        (found,) = preview(whole, run.url, QUIET)
+        assert (found.step, found.committed, found.estimate.rows) == ("slope", 0, 8)
+        assert found.plan.measured.rows_per_s > 0
+        assert {file: file.stat().st_mtime_ns for file in Path(run.url).rglob("*")} == before
+        assert preview(whole, str(tmp_path / "fresh"), QUIET) == []
         fresh = preview_trainings(whole, str(tmp_path / "fresh"))
         lines = plan_lines([], {}, ["slope"], fresh)
         assert (
@@ -457,6 +500,29 @@ class TestWhatStandsOnIt:
         assert "slope: stands on other steps, is measured when the run gets there" in lines
         done = plan_lines([], {}, [], preview_trainings(whole, run.url))
         assert "line: a training on 8 images, 4 epochs; it is finished" in done
+        assert not (tmp_path / "fresh").exists()
+
+    def test_plan_takes_the_plan_that_is_frozen(self, run: Run) -> None:
+        _, work = begin(run, standing_on_it())
+        worker = MeasuringWorker(work, "cpu", 1)
+        worker.run(Task("all", 0))
+        worker.close()
+        (found,) = preview(standing_on_it(), run.url, QUIET)
+        assert (found.plan, found.committed) == (work.plans["all"], 1)
+
+    def test_plan_measures_with_untrained_networks_where_the_trainer_gives_them(self, tmp_path: Path) -> None:
+        given: list[Any] = []
+
+        class Known(Line):
+            def untrained(self, inputs: Any) -> Learnt:
+                given.append(inputs)
+                return Learnt({"slope.bin": np.float32(3).tobytes()})
+
+        whole = standing_on_it()
+        step = dataclasses.replace(whole.steps[0], trainer=Known(LineConfig()), inputs={"backbone": Heavy()})
+        (found,) = preview(dataclasses.replace(whole, steps=(step, whole.steps[1])), str(tmp_path / "fresh"), QUIET)
+        assert (found.step, found.committed, found.estimate.rows) == ("slope", 0, 8)
+        assert given == [{"backbone": ("heavy", torch.device("cpu"))}]
         assert not (tmp_path / "fresh").exists()
 
 

@@ -13,7 +13,8 @@ from pipeline.estimate import Measured
 from pipeline.images import Limits
 from pipeline.run import Run
 from pipeline.steps import Measure, Source
-from pipeline.worker import Task, Work, Worker
+from pipeline.tasks import Task, Work
+from pipeline.worker import Worker
 
 SAID: list[str] = []
 

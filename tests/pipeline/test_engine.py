@@ -1,0 +1,86 @@
+"""A driver's way through a measuring step, with a worker in this process instead of Ray's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.engine import execute
+from pipeline.estimate import Measured
+from pipeline.options import Options, Resources
+from pipeline.shards import Receipt
+from pipeline.spent import Spent
+from pipeline.status import status
+from pipeline.steps import Job, Measure, Source
+from pipeline.tasks import Task, Work
+from pipeline.worker import Worker
+
+QUIET = Options(resources=Resources(shard_rows=4), say=lambda _: None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    pass
+
+
+class Double:
+    """Every key times two."""
+
+    version, wants, config = 1, "records", Nothing()
+    schema = pa.schema([("value", pa.float32())])
+
+    def prepare(self, image: Any, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {"x": np.float32(row["key"])}
+
+    def setup(self, device: Any, inputs: Any) -> None: ...
+
+    def __call__(self, batch: Any) -> list[dict[str, Any]]:
+        return [{"value": float(2 * x)} for x in batch["x"][batch["valid"]]]
+
+
+class Here:
+    """Makes shards in this process; remembers which."""
+
+    def __init__(self, *_: Any) -> None:
+        self.made: list[tuple[str, int]] = []
+
+    def measure(self, work: Work, split: str, micro_batch: int | None) -> tuple[int, Measured]:
+        return 4, Measured(1, 0, 0, 0, 0, "cpu", 1)
+
+    def run(self, work: Work, todo: list[tuple[str, int]], progress: Any) -> tuple[dict[Any, Receipt], Spent]:
+        worker = Worker(work, "cpu", 1)
+        self.made += todo
+        found = {(split, shard): worker.run(Task(split, shard)).receipt for split, shard in todo}
+        worker.close()
+        return found, Spent(work.step.name)
+
+    def close(self) -> None: ...
+
+
+def job() -> Job:
+    source = Source({"keys": 12}, lambda: pa.table({"key": [f"{i:02d}" for i in range(12)]}))
+    return Job("doubling", {}, {"all": source}, (Measure("double", Double(), ("all",)),))
+
+
+def test_what_killed_writers_left_goes_with_the_next_drive_that_makes_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Here()
+    monkeypatch.setattr("pipeline.runner.Runner", lambda *_: runner)
+    execute(job(), str(tmp_path), QUIET)
+    step = tmp_path / "double/all"
+    left = [step / ".part-00001-of-00003-0a1b2c3d.parquet.0123456789ab.tmp", step / "receipts/.00001.json.ba98.tmp"]
+    for file in left:
+        file.write_bytes(b"PAR1")
+    execute(job(), str(tmp_path), QUIET)
+    assert all(file.exists() for file in left), "nothing was made"
+    (step / "receipts/00001.json").unlink()
+    execute(job(), str(tmp_path), QUIET)
+    assert not any(file.exists() for file in left)
+    assert runner.made == [("all", 0), ("all", 1), ("all", 2), ("all", 1)]
+    assert status(str(tmp_path)).complete

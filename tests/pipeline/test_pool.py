@@ -1,0 +1,236 @@
+"""What a pool asks an autoscaler for, on a cluster and placement groups that only pretend."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import cluster, demand, growth, places, pool
+from pipeline.cluster import Slot
+from pipeline.errors import UsageError
+from pipeline.estimate import Measured
+from pipeline.options import Resources
+
+HEAD = "head:6379"  # of the cluster that is joined
+WORK = SimpleNamespace(step=SimpleNamespace(name="sweep"), plans={})
+
+
+class Group(SimpleNamespace):
+    """A placement group: PENDING until the world places it."""
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class World:
+    """Places that there are, an autoscaler or none, and the groups that were made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.slots: list[Slot] = []
+        self.scales, self.now = True, 100.0
+        self.groups: list[Group] = []
+        numbers = itertools.count()
+
+        def make(bundles: list[dict[str, float]]) -> Group:
+            name = f"{next(numbers):04x}"
+            group = Group(id=SimpleNamespace(hex=lambda: name), bundle=bundles[0], state="PENDING")
+            self.groups.append(group)
+            return group
+
+        def slots(resources: Resources) -> list[Slot]:
+            if not self.slots:
+                raise UsageError("the cluster has no place for a worker")
+            return self.slots
+
+        actor = SimpleNamespace(setup=self._remote(), placed=self._remote())
+        monkeypatch.setattr(demand, "placement_group", make)
+        monkeypatch.setattr(demand, "remove_placement_group", self.groups.remove)
+        monkeypatch.setattr(
+            demand,
+            "placement_group_table",
+            lambda: {g.id.hex(): {"state": g.state, "bundles_to_node_id": {}} for g in self.groups},
+        )
+        monkeypatch.setattr(growth, "autoscaled", lambda: self.scales)
+        for module in (pool, growth, places):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(pool, "ray", SimpleNamespace(put=lambda work: work, wait=lambda refs, timeout: (refs, [])))
+        monkeypatch.setattr(cluster, "slots", slots)
+        monkeypatch.setattr(cluster, "alive_nodes", lambda: {slot.node: {} for slot in self.slots})
+        monkeypatch.setattr(cluster, "free_of_nodes", lambda: None)  # Ray does not tell what is free
+        monkeypatch.setattr(cluster, "start_host", lambda slot, ledger: actor)
+
+    @staticmethod
+    def _remote() -> Any:
+        numbers = itertools.count()
+        return SimpleNamespace(remote=lambda *_: next(numbers))
+
+    def later(self) -> None:
+        self.now += 6.0
+
+    @property
+    def asked(self) -> list[dict[str, float]]:
+        return [group.bundle for group in self.groups]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def gpu(node: str) -> Slot:
+    return Slot(node, 0, "cuda", 1.0, 8)
+
+
+def begun(resources: Resources, wanted: int) -> pool.Pool:
+    found = pool.Pool(resources, None)
+    found.begin(WORK, wanted)
+    return found
+
+
+def test_a_worker_for_every_two_shards_is_asked_for_less_the_places_there_are(world: World) -> None:
+    workers = begun(Resources(HEAD), 9)
+    assert world.asked == [{"GPU": 1.0}] * 5
+    assert workers.wanted == "a worker with 1 GPU (5 asked of the cluster's autoscaler)"
+    world.groups[0].state = "CREATED"  # its node is here: the room is a worker's now
+    world.slots = [gpu("a")]
+    world.later()
+    workers.refresh(9)
+    assert len(workers.members) == 1
+    assert world.asked == [{"GPU": 1.0}] * 4
+    assert all(group.state == "PENDING" for group in world.groups)
+    world.later()
+    workers.refresh(3)  # shards left
+    assert world.asked == [{"GPU": 1.0}]
+    workers.ask_no_more()
+    assert world.asked == []
+
+
+def test_no_more_than_max_workers_are_asked_for_or_started(world: World) -> None:
+    world.slots = [gpu("a"), gpu("b"), gpu("c")]
+    assert len(begun(Resources(HEAD, max_workers=2), 40).members) == 2
+    assert world.asked == []
+    world.slots = [gpu("a")]
+    begun(Resources(HEAD, max_workers=8, gpus_per_actor=0.5), 40)
+    assert world.asked == [{"GPU": 0.5}] * 7
+
+
+def test_shards_for_fewer_than_max_workers_ask_for_fewer(world: World) -> None:
+    begun(Resources(HEAD, max_workers=8), 9)
+    assert world.asked == [{"GPU": 1.0}] * 5
+
+
+def test_workers_on_cpus_hold_none_so_what_was_asked_for_stays_with_them(world: World) -> None:
+    workers = begun(Resources(HEAD, gpus=0, cpus_per_actor=2), 6)
+    assert world.asked == [{"CPU": 2.0}] * 3
+    for group in world.groups[:2]:
+        group.state = "CREATED"
+    world.slots = [Slot("a", 0, "cpu", 0.0, 2), Slot("a", 1, "cpu", 0.0, 2)]
+    world.later()
+    workers.refresh(6)
+    assert [group.state for group in world.groups] == ["CREATED", "CREATED", "PENDING"]
+    world.later()
+    workers.refresh(4)
+    assert [group.state for group in world.groups] == ["CREATED", "CREATED"], "those that wait are taken back first"
+    workers.close()
+    assert world.asked == []
+
+
+def test_gpus_that_can_come_are_waited_for_beside_cpus_that_are_there(world: World) -> None:
+    world.slots = [Slot("a", 0, "cpu", 0.0, 4)]
+    workers = begun(Resources(HEAD, gpus=1), 4)
+    assert (len(workers.members), world.asked) == (0, [{"GPU": 1.0}] * 2)
+    world.scales = False
+    assert len(begun(Resources(HEAD, gpus=1), 4).members) == 1, "nobody brings them"
+
+
+def test_gpus_that_are_lost_are_waited_for_beside_cpus_that_are_there(world: World) -> None:
+    world.slots = [gpu("a")]
+    workers = begun(Resources(HEAD), 6)
+    workers.drop(workers.members[0])  # its node went, one that decodes is left
+    world.slots = [Slot("b", 0, "cpu", 0.0, 4)]
+    world.now += 3600
+    workers.refresh(6)
+    assert (workers.members, world.asked) == ([], [{"GPU": 1.0}] * 3)
+    workers.ask_no_more()
+    workers.begin(WORK, 6)  # the next step
+    assert (workers.members, world.asked) == ([], [{"GPU": 1.0}] * 3)
+    world.slots.append(gpu("c"))
+    world.slots.pop(0)
+    world.later()
+    workers.refresh(6)
+    assert [member.slot.node for member in workers.members] == ["c"]
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(None, 0), (0, 1)])
+def test_a_step_that_was_measured_on_gpus_goes_on_on_gpus(world: World, gpus: int | None, workers: int) -> None:
+    world.slots = [Slot("a", 0, "cpu", 0.0, 4)]
+    measured = Measured(1.0, 0.0, 0.0, 0.0, 0.0, "cuda", 8)
+    resumed = pool.Pool(Resources(HEAD, gpus=gpus), None)
+    resumed.begin(SimpleNamespace(step=WORK.step, plans={"all": SimpleNamespace(measured=measured)}), 4)
+    assert len(resumed.members) == workers
+
+
+def test_nobody_is_asked_for_nodes_of_a_ray_of_our_own(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "autoscaled", lambda: pytest.fail("asked"))
+    world.slots = [Slot("a", 0, "cpu", 0.0, 4)]
+    assert len(begun(Resources(), 4).members) == 1
+    assert world.asked == []
+
+
+def test_a_step_begins_with_one_look_at_the_cluster(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(cluster, "slots", lambda resources: looks.append(resources) or [gpu("a")])
+    workers = begun(Resources(HEAD), 4)
+    assert len(looks) == 1
+    workers.ask_no_more()
+    workers.begin(WORK, 4)
+    assert len(looks) == 2
+    assert len(workers.members) == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "told"),
+    [(None, [], "no place for a worker"), (2, [Slot("a", 0, "cpu", 0.0, 4)], "no node came for 10 minutes")],
+    ids=["nothing", "only CPUs"],
+)
+def test_a_cluster_that_brings_nothing_for_long_is_not_believed_to_grow(
+    world: World, gpus: int | None, there: list[Slot], told: str
+) -> None:
+    world.slots = there
+    workers = begun(Resources(HEAD, gpus=gpus), 4)
+    world.now += 590
+    workers.refresh(4)
+    assert world.asked == [{"GPU": 1.0}] * 2
+    world.now += 20
+    with pytest.raises(UsageError, match=told):
+        workers.refresh(4)
+    assert world.asked == []
+
+
+def test_a_node_that_comes_gives_the_next_one_time(world: World) -> None:
+    world.slots = [Slot("a", 0, "cpu", 0.0, 4)]
+    workers = begun(Resources(HEAD, gpus=1), 4)
+    world.now += 590
+    world.slots = [*world.slots, Slot("b", 0, "cpu", 0.0, 4)]
+    workers.refresh(4)
+    world.now += 590
+    workers.refresh(4)
+    assert world.asked == [{"GPU": 1.0}] * 2
+
+
+def test_a_cluster_without_places_and_autoscaler_is_refused(world: World) -> None:
+    world.scales = False
+    with pytest.raises(UsageError, match="no place"):
+        begun(Resources(), 4)
+    joined = begun(Resources(HEAD), 4)  # it may have started just now
+    world.now += 50
+    joined.refresh(4)
+    world.now += 20
+    with pytest.raises(UsageError, match="no place"):
+        joined.refresh(4)
