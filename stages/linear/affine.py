@@ -28,6 +28,9 @@ class Rule(Protocol):
     def decide(self, site: Site, values: Values) -> Decision:
         """What to remember of x0, from the values at x0."""
 
+    def keeps(self, site: Site, shape: torch.Size, itemsize: int) -> int:
+        """Bytes of one image's decision, where the call gives ``shape``, in numbers of ``itemsize`` bytes."""
+
     def linear(self, site: Site, values: Values, frozen: Decision) -> Any:
         """The call without its constants, on probes."""
 
@@ -52,6 +55,9 @@ class Moved:
 
     def decide(self, site: Site, values: Values) -> Decision:
         return ()
+
+    def keeps(self, site: Site, shape: torch.Size, itemsize: int) -> int:
+        return 0
 
     def linear(self, site: Site, values: Values, frozen: Decision) -> Any:
         return site.evaluate(values)

@@ -51,10 +51,7 @@ class Comb:
     @property
     def passes(self) -> tuple[int, int]:
         """Probes for all rows, probes for all columns."""
-        y, x = self.field
-        rows = min(y.reach, self._size(1)[0]) * min(x.reach, self._size(1)[1]) * self.scope.output.shape[1]
-        columns = min(y.width, self._size(0)[0]) * min(x.width, self._size(0)[1]) * self.scope.x0.shape[1]
-        return rows, columns
+        return probes(self.field, tuple(self.scope.x0.shape[1:]), tuple(self.scope.output.shape[1:]))
 
     def rows(self) -> Iterator[Teeth]:
         """For every output (channel, y, x) the patch (K, h, w) of the input that it reads."""
@@ -141,10 +138,24 @@ def _indices(spans: _Reads | _Writes, places: range, size: int) -> tuple[list[in
     return first, torch.tensor(rows)
 
 
+def probes(field: Field, image: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, int]:
+    """Probes for all rows and for all columns of a system from ``image`` (C, H, W) to ``output`` (K, h, w)."""
+    y, x = field
+    rows = min(y.reach, output[1]) * min(x.reach, output[2]) * output[0]
+    return rows, min(y.width, image[1]) * min(x.width, image[2]) * image[0]
+
+
+_RESIDUE = {torch.float64: 1e-12, torch.float32: 1e-5}  # of a column's largest magnitude
+
+
 def within(field: Field, columns: torch.Tensor, places: list[tuple[int, int]]) -> bool:
-    """Do the columns (N, K, h, w) of inputs at ``places`` (y, x) stay within the field?"""
+    """Do the columns (N, K, h, w) of inputs at ``places`` (y, x) stay within the field?
+
+    Up to rounding: Winograd and FFT convolutions leave about 1e-8 of the largest weight where there should be 0.
+    """
     for column, place in zip(columns, places, strict=True):
-        outside = column != 0
+        size = column.abs()
+        outside = ~(size <= _RESIDUE.get(column.dtype, 1e-2) * size.max())  # NaN is outside
         inside = [_Writes(axis).span(j)[:2] for axis, j in zip(field, place, strict=True)]
         (top, bottom), (left, right) = ((max(low, 0), max(high + 1, 0)) for low, high in inside)
         outside[:, top:bottom, left:right] = False

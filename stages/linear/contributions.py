@@ -8,6 +8,7 @@ shift, a sigmoid's rest). They add up to the score.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx
@@ -26,6 +27,7 @@ class Contributions:
     target: torch.Tensor  # (B) class index whose logit is explained
     input: torch.Tensor  # (B) F x0
     layers: torch.Tensor  # (B, L)
+    logits: torch.Tensor  # (B, C) of all classes
 
     @property
     def residual(self) -> torch.Tensor:
@@ -73,13 +75,16 @@ class Contributing:
                 target = y.detach().argmax(dim=1)
             for tap in taps:
                 terms.setdefault(tap.name, torch.zeros_like(y[:, 0]).detach())
-                tap.value.register_hook(lambda g, tap=tap: _add(terms, tap, g))
+                # The hook must not hold the value it hangs on: that ring would outlive the pass, graph and all.
+                tap.value.register_hook(partial(_add, terms, tap.name, tap.constant))
+            target = target.to(y.device)
             score = y.gather(1, target.view(-1, 1)).squeeze(1)
             # Summed, not averaged: an image's gradient does not know its batch.
             gradient = torch.autograd.grad(score.sum(), x)[0]
         names = tuple(terms)
         layers = torch.stack([terms[n] for n in names], dim=1) if names else score.detach().new_zeros(x.shape[0], 0)
-        return Contributions(names, score.detach(), target, (gradient * x.detach()).flatten(1).sum(1), layers)
+        own = (gradient * x.detach()).flatten(1).sum(1)
+        return Contributions(names, score.detach(), target, own, layers, y.detach())
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[Tap]]:
         """The network's output for ``x``, differentiable as the frozen network of each image, and its constants."""
@@ -122,5 +127,11 @@ def _before(frozen: Frozen, node: fx.Node) -> fx.Node | None:
     return source if isinstance(frozen.rules.get(source), Weighted) and len(source.users) == 1 else None
 
 
-def _add(terms: dict[str, torch.Tensor], tap: Tap, gradient: torch.Tensor) -> None:
-    terms[tap.name] = terms[tap.name] + (gradient.detach() * tap.constant).flatten(1).sum(1)
+def _add(terms: dict[str, torch.Tensor], name: str, constant: torch.Tensor, gradient: torch.Tensor) -> None:
+    gradient = gradient.detach()
+    sizes = (1,) * (gradient.dim() - constant.dim()) + tuple(constant.shape)
+    # A bias is one number for a whole plane: summed first, the product with it is small.
+    planes = [d for d in range(1, gradient.dim()) if sizes[d] == 1 and gradient.shape[d] > 1]
+    if planes:
+        gradient = gradient.sum(dim=planes, keepdim=True)
+    terms[name] = terms[name] + (gradient * constant).flatten(1).sum(1)

@@ -29,6 +29,9 @@ class InstanceNorm(BatchNorm):
         shift = -mean * scale
         return scale, shift if bias is None else shift + channels(bias, x)
 
+    def keeps(self, site: Site, shape: torch.Size, itemsize: int) -> int:
+        return 2 * shape[1] * itemsize
+
     def linear(self, site: Site, values: Values, frozen: Decision) -> Any:
         return site.source(values) * frozen[0]
 
@@ -51,6 +54,9 @@ class Gate(Moved):
             return (x > 0,)
         low, high = self._limits(site, values)
         return (x > low) & (x < high), x >= high
+
+    def keeps(self, site: Site, shape: torch.Size, itemsize: int) -> int:
+        return shape.numel() * (2 if site.kind in _SATURATING else 1)
 
     def linear(self, site: Site, values: Values, frozen: Decision) -> Any:
         x = site.source(values)
@@ -101,6 +107,9 @@ class Curve(Moved):
         scale = torch.where(small, slope, h / torch.where(small, 1.0, x))
         return scale, torch.where(small, h - scale * x, 0.0)
 
+    def keeps(self, site: Site, shape: torch.Size, itemsize: int) -> int:
+        return 2 * shape.numel() * itemsize
+
     def linear(self, site: Site, values: Values, frozen: Decision) -> Any:
         return site.source(values) * frozen[0]
 
@@ -117,6 +126,9 @@ class Winner(Moved):
             return (F.adaptive_max_pool2d(x, site.operand("output_size", values), return_indices=True)[1],)
         operands = [site.operand(name, values) for name in POOL[1:]]
         return (F.max_pool2d(x, *operands, return_indices=True)[1],)
+
+    def keeps(self, site: Site, shape: torch.Size, itemsize: int) -> int:
+        return 8 * shape.numel()
 
     def linear(self, site: Site, values: Values, frozen: Decision) -> Any:
         x, places = site.source(values), frozen[0]

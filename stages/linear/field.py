@@ -16,7 +16,17 @@ _ACTIVATIONS = ("relu", "relu6", "hardtanh", "leakyrelu", "prelu", "sigmoid", "t
 _NORMS = ("batchnorm", "batchnorm2d", "instancenorm", "instancenorm2d")
 _ARITHMETIC = ("add", "sub", "rsub", "mul", "div", "truediv", "neg", "clone", "contiguous", "identity")
 _KEEP = frozenset((*_ACTIVATIONS, *_NORMS, *_ARITHMETIC, "float", "double", "cat", "getitem", "chunk", "split"))
-_POOLS = ("maxpool2d", "avgpool2d")
+# Windows as functions: the names of their operands by place.
+_CONV = ("input", "weight", "bias", "stride", "padding")
+_WINDOWED: dict[str, tuple[str, ...]] = {
+    "conv2d": (*_CONV, "dilation", "groups"),
+    "convtranspose2d": (*_CONV, "output_padding", "groups", "dilation"),
+    "maxpool2d": ("input", "kernel_size", "stride", "padding", "dilation"),
+    "avgpool2d": ("input", "kernel_size", "stride", "padding"),
+}
+# How far beyond its padding an image is read at its border, in paddings.
+_BEYOND = {"zeros": 0, "constant": 0, "replicate": 1, "reflect": 2}
+_PADS = {"zeropad2d": "zeros", "constantpad2d": "zeros", "replicationpad2d": "replicate", "reflectionpad2d": "reflect"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,8 @@ def _after(site: Site, field: Field) -> Field | None:
         return field if _leaves_axes(site) else None
     if kind in ("interpolate", "upsample", "upsamplingnearest2d", "upsamplingbilinear2d"):
         return _enlarged(site, field)
+    if kind in ("pad", *_PADS):
+        return _padded(site, field)
     options = _options(site)
     if options is None:
         return None
@@ -101,8 +113,10 @@ def _after(site: Site, field: Field) -> Field | None:
             found.append(axis.then(Fraction(1, stride), Fraction(pad - span, stride), Fraction(pad, stride)))
         elif kind == "pixelshuffle":
             found.append(axis.then(Fraction(1, size), Fraction(1 - size, size), 0))
+        elif kind == "pixelunshuffle":
+            found.append(axis.then(size, 0, size - 1))
         else:
-            extra = options.get("reflected", 0) * pad
+            extra = options.get("beyond", 0) * pad
             found.append(axis.then(stride, -pad - extra, span - pad + extra))
     return found[0], found[1]
 
@@ -113,22 +127,56 @@ _WINDOW = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
 def _options(site: Site) -> dict[str, Any] | None:
     """Window, stride, padding and dilation of a call; None where its field is not known to be bounded."""
     module, kind = site.module, site.kind
-    if kind == "pixelshuffle":
-        factor = module.upscale_factor if module is not None else site.node.args[1]
-        return {"kernel_size": factor}
-    if kind in ("zeropad2d", "reflectionpad2d", "replicationpad2d") or (kind == "constantpad2d"):
-        left, right, top, bottom = module.padding
-        if left != right or top != bottom:
-            return None
-        return {"padding": (top, left), "reflected": 2 if kind == "reflectionpad2d" else 1}
-    if module is None or kind not in ("conv2d", "convtranspose2d", *_POOLS):
+    if kind in ("pixelshuffle", "pixelunshuffle"):
+        name = "upscale_factor" if kind == "pixelshuffle" else "downscale_factor"
+        factor = getattr(module, name) if module is not None else _given(site, ("input", name)).get(name)
+        return {"kernel_size": factor} if isinstance(factor, int) else None
+    if kind not in _WINDOWED:
         return None
-    found = {name: getattr(module, name, default) for name, default in _WINDOW.items()}
-    if isinstance(found["padding"], str) or getattr(module, "padding_mode", "zeros") not in ("zeros", "reflect"):
+    if module is not None:
+        found = {name: getattr(module, name, default) for name, default in _WINDOW.items()}
+        beyond = _BEYOND.get(getattr(module, "padding_mode", "zeros"))
+    else:
+        found, beyond = _WINDOW | ({"stride": None} if "pool" in kind else {}) | _given(site, _WINDOWED[kind]), 0
+        weight = found.pop("weight", None)
+        if isinstance(weight, fx.Node):
+            found["kernel_size"] = (site.graph.calls[weight].shape or ())[2:]
+    if found["stride"] is None:  # a pool's own size
+        found["stride"] = found["kernel_size"]
+    if found["padding"] == "valid":
+        found["padding"] = 0
+    if found["padding"] == "same" and all(_pick(found["kernel_size"], k) % 2 for k in range(2)):
+        found["padding"] = tuple(_pick(found["dilation"], k) * (_pick(found["kernel_size"], k) // 2) for k in range(2))
+    known = all(_is_numbers(found[name]) for name in _WINDOW) and beyond is not None
+    return found | {"beyond": beyond} if known else None
+
+
+def _given(site: Site, names: tuple[str, ...]) -> dict[str, Any]:
+    """The operands of a function's call, by name."""
+    return dict(zip(names, site.node.args, strict=False)) | dict(site.node.kwargs)
+
+
+def _is_numbers(value: Any) -> bool:
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    return bool(parts) and all(isinstance(part, int) for part in parts)
+
+
+def _padded(site: Site, field: Field) -> Field | None:
+    """Padding by a module or a function, on the image axes alone."""
+    if site.module is not None:
+        pads, mode = site.module.padding, _PADS[site.kind]
+    else:
+        given = _given(site, ("input", "pad", "mode", "value"))
+        pads, mode = given.get("pad"), given.get("mode", "constant")
+    if not _is_numbers(pads) or len(pads) != 4 or mode not in _BEYOND:
         return None
-    if getattr(module, "padding_mode", "zeros") == "reflect":
-        found["reflected"] = 2
-    return found
+    left, right, top, bottom = pads
+    found = []
+    for axis, (before, after) in zip(field, ((top, bottom), (left, right)), strict=True):
+        # At the far border output i stands for input i - before - (beyond * how far it lies outside).
+        low, high = -before - _BEYOND[mode] * max(after, 0), -before + _BEYOND[mode] * max(before, 0)
+        found.append(axis.then(1, low, high))
+    return found[0], found[1]
 
 
 def _pick(value: Any, k: int) -> int:

@@ -93,13 +93,13 @@ class Frozen:
             env.pop(done, None)
 
     def kept_bytes(self, itemsize: int) -> int:
-        """Memory of what is frozen for one image: a byte for each mask value, 8 for an index, two numbers for A, c."""
-        total = 0
-        for node, rule in self.rules.items():
-            shape = self.graph.calls[node].shape
-            size = torch.Size(shape).numel() if shape else 0
-            total += size * _BYTES.get(type(rule).__name__, lambda _: 0)(itemsize)
-        return total
+        """Memory of what is frozen for one image."""
+        return sum(self.kept_by(node, itemsize) for node in self.rules)
+
+    def kept_by(self, node: fx.Node, itemsize: int) -> int:
+        """The share of one call."""
+        shape, rule = self.graph.calls[node].shape, self.rules.get(node)
+        return rule.keeps(self.sites[node], torch.Size(shape), itemsize) if rule and shape else 0
 
 
 class Kept:
@@ -134,10 +134,3 @@ class Beside:
                 if passed is node:
                     return decision
         raise LookupError(f"{node.name!r} was asked for out of order")
-
-
-_BYTES = {
-    "Gate": lambda itemsize: 1,
-    "Winner": lambda itemsize: 8,
-    "Curve": lambda itemsize: 2 * itemsize,
-}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from linear_cases import awake, close, family, image, network
@@ -120,12 +124,34 @@ def test_an_image_does_not_know_its_batch() -> None:
         assert close(together.input[i], alone.input[0])
 
 
+def test_nothing_of_a_pass_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref[torch.Tensor]] = []
+    forward = Contributing.forward
+
+    def watched(self: Contributing, x: torch.Tensor) -> Any:
+        y, taps = forward(self, x)
+        seen.extend(weakref.ref(tap.value) for tap in taps)
+        return y, taps
+
+    monkeypatch.setattr(Contributing, "forward", watched)
+    contributing = Contributing(freeze(network("pools"), image()))
+    gc.disable()
+    try:
+        found = contributing(image())
+        assert len(seen) == 3
+        assert all(value() is None for value in seen), "a ring that only the collector would open"
+    finally:
+        gc.enable()
+    assert adds_up(found)
+
+
 def test_the_share_by_magnitude_lies_in_0_and_1() -> None:
     zero = torch.zeros(1, dtype=torch.float64)
-    found = Contributions(("a",), zero + 1, zero.long(), zero + 4, zero.view(1, 1) - 3)
+    found = Contributions(("a",), zero + 1, zero.long(), zero + 4, zero.view(1, 1) - 3, zero.view(1, 1) + 1)
     assert float(found.residual_share) == -3
     assert float(found.residual_magnitude) == 3 / 7
-    assert float(Contributions(("a",), zero, zero.long(), zero, zero.view(1, 1)).residual_magnitude) == 0
+    nothing = Contributions(("a",), zero, zero.long(), zero, zero.view(1, 1), zero.view(1, 1))
+    assert float(nothing.residual_magnitude) == 0
 
 
 def test_networks_without_class_scores_are_refused() -> None:

@@ -52,7 +52,7 @@ def test_the_discussion_by_its_definition(literal: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["functional", "pools", "hardtanh"])
-@pytest.mark.parametrize("scaling", ["total", "bias"])
+@pytest.mark.parametrize("scaling", ["total", "bias", "shift"])
 def test_maps_sum_to_the_scores(name: str, scaling: str) -> None:
     talk = discussion(name, scaling=scaling)
     classes = range(talk.scores.shape[0])
@@ -85,8 +85,34 @@ def test_each_pixel_votes_for_what_it_says_most_for() -> None:
     assert sum(votes.share(c) for c in range(4)) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("scaling", "maps", "label", "unsteady"),
+    [
+        ("none", [(1, 1), (12, -16), (1, 0)], (1, 0), 0.0),
+        ("total", [(1, 1), (-6, 8), (3.25, 0)], (2, 1), 1.0),  # factors 1, -0.5, 3.25
+        ("bias", [(1, 1), (-6, 8), (3.25, 0)], (2, 1), 0.5),  # factors of the biases 1 (a sum of 0), -1, 0.25
+        ("shift", [(1, 1), (15, -13), (2.125, 1.125)], (1, 2), 0.0),  # 0, 3 and 1.125 a pixel
+    ],
+)
+def test_factors_that_let_unlikely_classes_win_are_told(
+    scaling: str, maps: list[tuple[float, float]], label: tuple[int, int], unsteady: float
+) -> None:
+    """Two pixels of 1; rows and biases such that w (1 + b) sums to 2, -4 and 1, the scores are 2, 2 and 3.25."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3)).double().eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 1.0], [3.0, -4.0], [4.0, 0.0]]))
+        net[1].bias.copy_(torch.tensor([0.0, 3.0, -0.75]))
+    x = torch.ones(1, 1, 1, 2, dtype=torch.float64)
+    talk = Discussion(Contributing(freeze(net, x)), x, scaling=scaling, chunk=2)  # type: ignore[arg-type]
+    assert close(talk.maps(range(3))[:, 0], torch.tensor(maps, dtype=torch.float64))
+    votes = talk.votes()
+    assert votes.label.tolist() == [list(label)]
+    assert votes.unsteady == unsteady
+    assert talk.votes([0]).unsteady == 0
+
+
 def test_the_image_is_masked_by_its_votes() -> None:
-    votes = Votes(torch.tensor([[0, 1], [2, 1]]), torch.zeros(2, 2))
+    votes = Votes(torch.tensor([[0, 1], [2, 1]]), torch.zeros(2, 2), torch.ones(2, 2))
     shown = votes.masked(torch.full((1, 2, 2), 5.0), [1, 2], ground=-1.0)
     assert shown.tolist() == [[[-1, 5], [5, 5]]]
     assert votes.share(1) == 0.5
