@@ -21,13 +21,13 @@ from pipeline.models import ModelSpec, preprocess_for
 from pipeline.options import Options
 from pipeline.steps import Job, Measure, Reduce, Source, Step, Train
 from stages.preprocess import Preprocess
-from stages.semantic.augment import AugmentConfig
 from stages.semantic.evaluate import TwoLevelEvaluate, TwoLevelEvaluateConfig
 from stages.semantic.indexes import SemanticIndexes, SemanticIndexesConfig
 from stages.semantic.network import TwoLevelConfig
 from stages.semantic.rules import rules_for
 from stages.semantic.train import TwoLevelTraining
 from stages.training import TrainingConfig
+from stages.training_augment import AugmentConfig
 
 Loss = Literal["focal", "bce"]
 
@@ -55,7 +55,7 @@ class FocalSection(Section):
 
 
 class AugmentSection(Section):
-    """Random resized crops and mirror images; fields as in stages.semantic.augment.AugmentConfig."""
+    """Random resized crops and mirror images; fields as in stages.training_augment.AugmentConfig."""
 
     scale: tuple[float, float] = (0.35, 1.0)  # share of the image that a crop keeps
     ratio: tuple[float, float] = (0.75, 4 / 3)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.config import config_of
 from jobs.semantic import SemanticConfig, variants
 from jobs.semantic_data import counts_of
 from jobs.semantic_report import semantic_page
@@ -41,7 +42,7 @@ def write_report(run_url: str) -> str:
 
 def gather(run: Run, described: Mapping[str, Any]) -> SemanticReportData:
     """Everything on the page that the run holds; what is missing is told there in a sentence."""
-    config = SemanticConfig.model_validate(described["config"])
+    config = config_of(SemanticConfig, run, described)
     marks = {step["name"]: str(step["fingerprint"]) for step in described["steps"]}
     notes: list[str] = []
     results = []

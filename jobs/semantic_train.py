@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.semantic_screen import unreadable
+from jobs.training_images import HELD, KeyTablePixels
+from jobs.training_screen import unreadable
 from pipeline import images
+from pipeline.learnt import Learnt
 from pipeline.provenance import cpu_count
 from pipeline.run import KeyTable
-from pipeline.storage import UnreachableError
-from pipeline.train import Learnt, Worker
+from pipeline.train import Worker
 from stages.preprocess import Preprocess
 from stages.semantic.labels import targets
+from stages.semantic.network import new_network
 from stages.semantic.train import TwoLevelTraining, train_two_level
-from stages.training_data import RowError
-
-_HELD = 1 << 30  # bytes of decoded images that one worker keeps: what fits is decoded once, not in every epoch
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,15 @@ class TwoLevelTrainer:
             )
         return Learnt(files, facts)
 
+    def untrained(self, inputs: Mapping[str, Any]) -> Learnt:
+        """The network as its training begins: as fast as a trained one."""
+        model = self.config.model
+        network = new_network(inputs["backbone"], model, self.config.preprocess.size, self.config.training.seed)
+        return Learnt(network.to_files(), {"model": asdict(model)})
 
-class KeyTableImages:
-    """Images of a key table with ``fine`` and ``coarse``, decoded when asked for (stages.training_data.Data).
 
-    Where all of them fit into a gigabyte, each is decoded once.
-    """
+class KeyTableImages(KeyTablePixels):
+    """Images of a key table with ``fine`` and ``coarse``."""
 
     def __init__(
         self,
@@ -69,36 +72,12 @@ class KeyTableImages:
         pool: ThreadPoolExecutor,
         fine: int,
         coarse: int,
-        held: int = _HELD,
+        held: int = HELD,
     ) -> None:
+        super().__init__(keys, frame, limits, pool, held)
         table = keys.table()
-        self._keys: list[str] = table.column("key").to_pylist()
-        self._uris: list[str] = table.column("uri").to_pylist()
         self._targets = targets(table.column("fine").to_pylist(), table.column("coarse").to_pylist(), fine, coarse)
-        self._frame, self._limits, self._pool = frame, limits, pool
-        fits = len(self._keys) * 3 * frame.size[0] * frame.size[1] <= held
-        self._decoded: dict[int, np.ndarray] | None = {} if fits else None
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def keys(self, rows: np.ndarray) -> Sequence[str]:
-        return [self._keys[row] for row in rows.tolist()]
 
     def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        pixels = np.stack(list(self._pool.map(self._pixels, rows.tolist())))
         at = torch.from_numpy(np.ascontiguousarray(rows))
-        return {"image": torch.from_numpy(pixels), **{name: label[at] for name, label in self._targets.items()}}
-
-    def _pixels(self, row: int) -> np.ndarray:
-        if self._decoded is not None and row in self._decoded:
-            return self._decoded[row]
-        image = images.load(self._uris[row], self._limits)
-        if isinstance(image, images.DecodeError):
-            if image.kind == "unreachable":  # the storage is away, which says nothing about the image
-                raise UnreachableError(image.reason, where=self._uris[row])
-            raise RowError(self._keys[row], image.reason)
-        pixels = self._frame.pixels(image.pixels)
-        if self._decoded is not None:
-            self._decoded[row] = pixels
-        return pixels
+        return super().batch(rows) | {name: label[at] for name, label in self._targets.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -87,6 +87,18 @@ class Subset:
 
     def batch(self, rows: np.ndarray) -> Batch:
         return self.data.batch(self.rows[rows])
+
+
+def without(data: Data, keys: Container[str]) -> Data:
+    """The data without the rows of these keys; itself where it has none of them."""
+    names = data.keys(np.arange(len(data)))
+    rows = np.array([row for row, key in enumerate(names) if key not in keys], dtype=np.int64)
+    return data if len(rows) == len(data) else Subset(data, rows)
+
+
+def slices(rows: int, size: int) -> list[np.ndarray]:
+    """The numbers of so many rows, in order, at most ``size`` together."""
+    return [np.arange(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def screen(data: Data, batch: int = 64) -> tuple[np.ndarray, dict[str, str]]:

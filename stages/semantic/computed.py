@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.semantic.augment import vary, whole
 from stages.semantic.network import TwoLevelNetwork
 from stages.training import row_seeds
 from stages.training_ahead import ahead
+from stages.training_augment import vary, whole
 from stages.training_data import Data, TensorData
+from stages.training_device import autocast
 
 if TYPE_CHECKING:
     from stages.semantic.train import TwoLevelTraining
@@ -79,8 +80,3 @@ def computed(
     names = [f"{key}#{view}" for view in range(views) for key in keys]
     repeated = {name: label.repeat(views, *[1] * (label.ndim - 1)) for name, label in labels.items()}
     return TensorData(names, features=features.view(views * total, network.width), **repeated)
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)

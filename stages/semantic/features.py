@@ -41,7 +41,7 @@ def backbone_features(classifier: nn.Module, example: Tensor) -> Features:
     """
     graph = Graph(copy.deepcopy(classifier), example)
     names = Names(graph)
-    linear = _last_linear(graph)
+    linear = last_linear(graph)
     if linear is not None:
         source = linear.all_input_nodes[0]
         shape = graph.calls[source].shape
@@ -59,7 +59,7 @@ def backbone_features(classifier: nn.Module, example: Tensor) -> Features:
     return Features(module, layer, shape[1], why, flops)
 
 
-def _last_linear(graph: Graph) -> fx.Node | None:
+def last_linear(graph: Graph) -> fx.Node | None:
     """The linear layer whose outputs are the classes, if all that they depend on goes through it."""
     node = graph.output
     while graph.calls[node].kind in PASSED_ON or graph.calls[node].kind in ("flatten", "softmax", "logsoftmax"):

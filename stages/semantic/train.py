@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -13,15 +12,16 @@ import torch
 from torch import nn
 
 from stages.preprocess import Preprocess
-from stages.semantic.augment import AugmentConfig, vary, whole
-from stages.semantic.computed import autocast, computed, require_room
+from stages.semantic.computed import computed, require_room
 from stages.semantic.judge import Tally
 from stages.semantic.losses import NO_LABEL
 from stages.semantic.network import Heads, Outputs, TwoLevelConfig, TwoLevelNetwork, image_loss, new_network
 from stages.semantic.rules import rules_for
 from stages.training import Progress, TrainingConfig, best_epoch, fit
 from stages.training_ahead import AHEAD, ahead
-from stages.training_data import Batch, Data, Subset, gains_from_ahead, screen
+from stages.training_augment import AugmentConfig, vary, whole
+from stages.training_data import Batch, Data, gains_from_ahead, screen, slices, without
+from stages.training_device import autocast, tuned
 from stages.training_state import Checkpoints
 
 RECIPE = TrainingConfig(
@@ -117,7 +117,7 @@ def train_two_level(
     for split, bad in left_out.items():
         if bad:
             say(f"{len(bad)} of {len(data[split])} images of {split} cannot be read: left out, first {next(iter(bad))}")
-    data = {split: _readable(rows, left_out[split]) for split, rows in data.items()}
+    data = {split: without(rows, left_out[split]) for split, rows in data.items()}
     monitored = config.training.monitor in METRICS
     if monitored and "tune" not in data:
         raise ValueError(f"monitor {config.training.monitor!r} is measured on the tune split: give one, or no monitor")
@@ -177,7 +177,7 @@ def measure(
     tally = Tally(config.judged_by)
     total = torch.zeros((), dtype=torch.float64, device=device)
     depth = AHEAD if gains_from_ahead(data, device.type == "cuda") else 0
-    with ahead(data.batch, _slices(len(data), config.evaluate_batch), depth) as batches:
+    with ahead(data.batch, slices(len(data), config.evaluate_batch), depth) as batches:
         for batch in batches:
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with autocast(config.training.precision, device):
@@ -203,31 +203,10 @@ def _augmented(config: TwoLevelTraining, batch: Batch, seeds: np.ndarray) -> Bat
     return batch | {"image": whole(image, size) if config.augment is None else vary(image, seeds, config.augment, size)}
 
 
-def _readable(data: Data, unreadable: Mapping[str, str]) -> Data:
-    keys = data.keys(np.arange(len(data)))
-    rows = np.array([row for row, key in enumerate(keys) if key not in unreadable], dtype=np.int64)
-    return data if len(rows) == len(data) else Subset(data, rows)
-
-
 def _require_labels(data: Data, batch: int) -> None:
     """ValueError where nothing can be judged; reads up to the first image with a coarse label."""
-    if not any(bool((data.batch(rows)["coarse"] != NO_LABEL).any()) for rows in _slices(len(data), batch)):
+    if not any(bool((data.batch(rows)["coarse"] != NO_LABEL).any()) for rows in slices(len(data), batch)):
         raise ValueError("no image of the tune split has a coarse label, so nothing can be judged: give labelled ones")
-
-
-def _slices(rows: int, size: int) -> list[np.ndarray]:
-    return [np.arange(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-@contextmanager
-def tuned(device: torch.device) -> Iterator[None]:
-    """On a GPU, cuDNN tries its convolutions once for each shape and takes the fastest; ours are of few shapes."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or device.type == "cuda"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def _quiet(line: str) -> None:

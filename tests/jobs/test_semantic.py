@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,10 @@ import pytest
 from jobs import coco, semantic
 from jobs.config import check, load_config
 from jobs.scenes import write_scenes
+from pipeline.learnt import read_trained
 from pipeline.options import Options, Resources
 from pipeline.run import Run
 from pipeline.shards import Shards
-from pipeline.train import read_trained
 from pipeline.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,21 +65,9 @@ BAD = "000003.png"  # of both splits: a file that is no image
 
 
 @pytest.fixture(scope="module", autouse=True)
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    import ray
-
-    folder = tmp_path_factory.mktemp("networks")
-    (folder / "tinysemantic.py").write_text(NETWORK)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT)])
-    sys.path.insert(0, str(folder))
-    ray.shutdown()
-    context = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-    sys.path.remove(str(folder))
-    os.environ.pop("PYTHONPATH")
-    os.environ |= {} if before is None else {"PYTHONPATH": before}
+def address(joined: Any) -> str:
+    (joined.modules / "tinysemantic.py").write_text(NETWORK)
+    return joined.address
 
 
 @pytest.fixture(scope="module")

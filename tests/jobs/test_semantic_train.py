@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from jobs.semantic_data import SCHEMA, require_rows, share
-from jobs.semantic_screen import unreadable
 from jobs.semantic_train import KeyTableImages
+from jobs.training_screen import unreadable
 from pipeline.checkpoints import CommittedCheckpoints
 from pipeline.errors import RaylensError, UsageError
 from pipeline.images import Limits

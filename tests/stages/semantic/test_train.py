@@ -17,11 +17,12 @@ import torch
 import two_level_cases
 from two_level_cases import COARSE, FINE, SIZE, Saved, album, backbone, setting, train_here
 
-from stages.semantic.augment import vary
 from stages.semantic.computed import require_room
 from stages.semantic.network import TwoLevelConfig, new_network, two_level_network
-from stages.semantic.train import train_two_level, tuned
+from stages.semantic.train import train_two_level
 from stages.training import RowError, TensorData, row_seeds
+from stages.training_augment import vary
+from stages.training_device import tuned
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -46,7 +47,7 @@ def test_killed_in_a_random_epoch_it_ends_as_the_undisturbed_training(tmp_path: 
     told = again.stdout.splitlines()
     epochs = [line for line in told if line.startswith("epoch ")]
     assert epochs == [f"epoch {n}/6" for n in range(done + 1, 7)], "only the rest"
-    facts = json.loads(told[-1])
+    facts = json.loads(next(line for line in told if line.startswith("{")))
     assert len(facts["history"]) == len(undisturbed["history"])
     for then, now in zip(undisturbed["history"], facts["history"], strict=True):
         assert now == pytest.approx(then, abs=1e-6), f"killed at batch {batches}"

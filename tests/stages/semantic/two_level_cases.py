@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from stages.preprocess import Preprocess
-from stages.semantic.augment import AugmentConfig
 from stages.semantic.labels import targets
 from stages.semantic.network import TwoLevelConfig
 from stages.semantic.train import TwoLevelTraining, train_two_level
 from stages.training import Progress, TensorData, TrainingConfig
+from stages.training_augment import AugmentConfig
 
 SIZE = 16
 FINE = ("red light", "green light", "red night", "green night")

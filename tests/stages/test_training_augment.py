@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stages.semantic.augment import AugmentConfig, resample, vary, whole, windows
 from stages.training import row_seeds
+from stages.training_augment import AugmentConfig, resample, vary, whole, windows
 
 CONFIG = AugmentConfig()
 

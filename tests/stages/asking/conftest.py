@@ -1,0 +1,10 @@
+"""What the tests of this folder share lies in asking_cases.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = str(Path(__file__).parent)
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)

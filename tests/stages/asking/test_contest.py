@@ -1,0 +1,142 @@
+"""The contest: every method's PSNR as a conversation of its own gives it, and the tables as numpy gives them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from asking_cases import SMALL, pictures
+
+from stages.asking.agent import described, new_agent
+from stages.asking.colour import to_unit
+from stages.asking.contest import Contest, ContestConfig, solved
+from stages.asking.contest_table import ContestTable, ContestTableConfig, OrderConfig, QuestionOrder
+from stages.asking.levin import Levin
+from stages.asking.points import OnOneMap, at_random, network
+from stages.asking.process import process
+from stages.asking.tasks import ColorNatural, Inpaint
+from stages.preprocess import Preprocess
+from stages.training_draws import row_seeds
+
+TASK = ColorNatural(hints=2)
+FRAME = Preprocess((12, 10), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+CONFIG = ContestConfig(FRAME, hints=2, seed=5)
+INPUTS = ("asked", "points", "none", "exact")
+
+
+def agent(name: str) -> Any:
+    return new_agent(TASK, SMALL, INPUTS.index(name))
+
+
+def contest() -> Contest:
+    trained = {
+        name: SimpleNamespace(facts={**described(TASK, SMALL), "side": 3}, files=agent(name).to_files())
+        for name in INPUTS
+    }
+    stage = Contest(CONFIG)
+    stage.setup(torch.device("cpu"), trained)
+    return stage
+
+
+def batch(rows: slice, valid: list[bool] | None = None) -> dict[str, Any]:
+    pixels = pictures(4)[rows].numpy()
+    keys = np.array(["a", "b", "c", "d"])[rows].tolist()
+    return {"pixels": pixels, "key": keys, "valid": valid or [True] * len(pixels)}
+
+
+def test_rows_are_what_each_conversation_gives_whatever_else_is_in_the_batch() -> None:
+    stage = contest()
+    rows = stage(batch(slice(0, 4), [True, True, False, True]))
+    assert len(rows) == 3
+    assert {f"psnr/{name}" for name in CONFIG.methods} | {"question_error", "mean_error"} == set(rows[0])
+    alone = stage(batch(slice(3, 4)))[0]
+    for name, value in alone.items():
+        assert rows[2][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+    image = pictures(4)[1:2]
+    asked = process(agent("asked"), TASK, image, 2)
+    assert rows[1]["psnr/asked"] == pytest.approx(asked.psnr[0].tolist(), abs=1e-3)
+    where = at_random(row_seeds(5, 0, ["b"]), 2, 3)
+    points = process(OnOneMap(network(agent("points"), TASK)), TASK, image, 2, question=where)
+    assert rows[1]["psnr/points_random"] == pytest.approx(points.psnr[0].tolist(), abs=1e-3)
+    levin = process(OnOneMap(solved(Levin(), TASK)), TASK, image, 2, question=where)
+    assert rows[1]["psnr/levin_random"] == pytest.approx(levin.psnr[0].tolist(), abs=1e-3)
+    # Before any hint the solves are grey, and all of them alike.
+    grey = {round(float(rows[1][f"psnr/{m}"][0]), 4) for m in CONFIG.methods if m.startswith(("levin", "bilateral"))}
+    assert len(grey) == 1
+    with torch.no_grad():
+        rgb = to_unit(image)
+        zeros = [torch.zeros(1, n, 12, 10) for n in (1, 2, 2)]
+        y, _ = agent("none")(TASK.observe(rgb), *zeros)
+        error = (y - TASK.truth(rgb)).abs().mean(1)[0].double()
+    for number, question in enumerate(asked.questions[0].double()):
+        under = float((error * question).sum() / question.sum())
+        assert rows[1]["question_error"][number] == pytest.approx(under, rel=1e-4)
+    assert rows[1]["mean_error"] == pytest.approx(float(error.mean()), rel=1e-5)
+
+
+def test_what_is_no_picture_of_lightness_has_no_solve() -> None:
+    with pytest.raises(ValueError, match="cannot be solved for in task 'inpaint'"):
+        solved(Levin(), Inpaint())
+    few = ContestConfig(FRAME, exact=False, classical=False)
+    assert few.methods == ("asked", "points_random", "points_max_error", "none")
+
+
+def test_the_table_is_numpy_s_in_any_order() -> None:
+    methods = ("asked", "points_random", "none")
+    rng = np.random.default_rng(0)
+    values = {m: rng.uniform(15, 30, (40, 1 if m == "none" else 3)) for m in methods}
+    values["asked"][0, 2] = np.inf  # without any error: 100 dB
+    table = pa.table({f"psnr/{m}": v.tolist() for m, v in values.items()})
+    reduction = ContestTable(ContestTableConfig(methods, 2))
+    whole = reduction.add(reduction.start(), table)
+    parts = [reduction.add(reduction.start(), table.slice(at, 8)) for at in (32, 0, 24, 8, 16)]
+    merged = reduction.start()
+    for part in parts:
+        merged = reduction.merge(merged, part)
+    assert np.array_equal(whole, merged)
+    rows = reduction.finish("all", whole).to_pylist()
+    assert [(r["method"], r["answers"]) for r in rows] == [
+        ("asked", 0), ("asked", 1), ("asked", 2), ("points_random", 0), ("points_random", 1), ("points_random", 2),
+        ("none", 0),
+    ]  # fmt: skip
+    counted = {m: np.minimum(v, 100.0) for m, v in values.items()}
+    for r in rows:
+        own = counted[r["method"]]
+        ahead = counted["asked"][:, r["answers"]] - own[:, r["answers"]]
+        assert (r["n"], r["psnr"]) == (40, pytest.approx(own[:, r["answers"]].mean()))
+        assert r["psnr_se"] == pytest.approx(own[:, r["answers"]].std() / np.sqrt(40), rel=1e-5)
+        assert r["behind"] == pytest.approx(ahead.mean(), abs=1e-6)
+        assert r["behind_se"] == pytest.approx(ahead.std() / np.sqrt(40), abs=1e-6)
+        if r["answers"]:
+            gains = own[:, r["answers"]] - own[:, r["answers"] - 1]
+            assert r["gain"] == pytest.approx(gains.mean(), abs=1e-6)
+            assert r["gain_se"] == pytest.approx(gains.std() / np.sqrt(40), rel=1e-5)
+        else:
+            assert r["gain"] is None
+    with pytest.raises(ValueError, match=r"after 0\.\.3 hints"):
+        ContestTable(ContestTableConfig(methods, 3)).add(whole, table)
+
+
+def test_the_order_of_questions_and_its_distribution() -> None:
+    under = [[0.4, 0.1], [0.3, float("nan")], [0.9, 0.2]]
+    table = pa.table({"question_error": under, "mean_error": pa.array([0.2, 0.1, 0.3], pa.float32())})
+    reduction = QuestionOrder(OrderConfig(2, bins=4, limit=0.8))
+    state = reduction.add(reduction.start(), table)
+    split = reduction.merge(
+        reduction.add(reduction.start(), table.slice(1)), reduction.add(reduction.start(), table.slice(0, 1))
+    )
+    assert np.array_equal(state, split)
+    mean, first, second = reduction.finish("all", state).to_pylist()
+    assert (mean["question"], mean["n"], mean["error"]) == (0, 3, pytest.approx(0.2))
+    assert mean["above"] is None
+    assert (first["n"], first["error"]) == (3, pytest.approx(1.6 / 3))
+    assert first["above"] == pytest.approx((0.2 + 0.2 + 0.6) / 3)
+    assert first["above_se"] == pytest.approx(np.std([0.2, 0.2, 0.6]) / np.sqrt(3))
+    assert (second["n"], second["error"], second["above"]) == (2, pytest.approx(0.15), pytest.approx(-0.1))
+    assert first["counts"] == [0, 1, 1, 1], "0.9 is beyond the last bin and in it"
+    assert second["counts"] == [1, 1, 0, 0], "a question that covers nothing is none"
+    assert reduction.finish("all", reduction.start()).num_rows == 0
