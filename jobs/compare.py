@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from jobs.compare_inputs import SolveInput, read_objects, resolved
 from jobs.compare_masks import Masks, with_masks
-from jobs.config import JobConfig, Location, LocationOrName, Section
-from jobs.sections import Network, Split, source
+from jobs.config import JobConfig, Location, Section
+from jobs.sections import JudgedSplit, Network, source
 from pipeline.engine import Outcome, execute
 from pipeline.errors import RaylensError, UsageError
 from pipeline.inputs import NetworkInput
@@ -44,8 +44,8 @@ class CompareData(Section):
     ``masks`` are PNG files beside the images of ``eval``; sources that have masks of their own (COCO) need none.
     """
 
-    eval: Split
-    tune: Split | None = None
+    eval: JudgedSplit
+    tune: JudgedSplit | None = None
     masks: Masks | None = None
     tune_masks: Masks | None = None
 
@@ -90,7 +90,7 @@ class CompareJobConfig(JobConfig):
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)  # of methods, by name: {lime: {samples: 500}}
     layers: tuple[str, ...] | None = None  # absent: those of the CHIP run, else first_conv and last_conv
     chip: Location | None = None  # a solved CHIP run, for chip, refined_chip and guided_chip
-    objects: LocationOrName | dict[str | int, Any] | None = None
+    objects: Location | dict[str | int, Any] | None = None  # a YAML file, or what it would hold
     measure: MeasureSection = MeasureSection()
     report: CompareReport = CompareReport()
 

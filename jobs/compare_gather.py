@@ -10,18 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.chip_report_data import StepTotals
 from jobs.compare import CompareJobConfig, truth_classes
 from jobs.compare_report_data import CompareReportData, table_rows
 from jobs.compare_report_pictures import example_keys
+from jobs.config import config_of
+from jobs.step_totals import step_totals
 from pipeline import images
 from pipeline.models import class_names, preprocess_for
 from pipeline.run import Run
-from pipeline.status import failed_rows
 from pipeline.units import Unit, units
 from stages.preprocess import Preprocess
-
-_FAILURES = 20
 
 
 def gather(run_url: str) -> tuple[Run, str, CompareReportData]:
@@ -30,7 +28,7 @@ def gather(run_url: str) -> tuple[Run, str, CompareReportData]:
     described = run.describe()
     code_path = described.get("provenance", {}).get("code_path", [])
     sys.path[:0] = [folder for folder in code_path if folder not in sys.path]
-    config = CompareJobConfig.model_validate(described["config"])
+    config = config_of(CompareJobConfig, run, described)
     marks = {s["name"]: s["fingerprint"] for s in described["steps"]}
     held = [u for u in units(run, described) if u.plan and u.plan.fingerprint == marks.get(u.step)]
     seconds, device = _seconds(_table(held, "speed", "speed"), config.methods)
@@ -48,7 +46,7 @@ def gather(run_url: str) -> tuple[Run, str, CompareReportData]:
         methods=config.methods,
         network=config.model.name,
         preprocess=preprocess,
-        totals=[_totals(u) for u in held if u.kind == "measure"],
+        totals=[step_totals(u) for u in held if u.kind == "measure"],
         metrics=table_rows(_table(held, "metrics", "")),
         seconds=seconds,
         device=device,
@@ -101,14 +99,6 @@ def _shown(unit: Unit, keys: Any, config: CompareJobConfig) -> list[tuple[dict[s
     truth = truth.filter(pc.is_in(truth["key"], pa.array(wanted, pa.string())))
     of = {row["key"]: row for row in truth.to_pylist()}
     return [(found[key], of[key]) for key in wanted if key in found]
-
-
-def _totals(unit: Unit) -> StepTotals:
-    assert unit.plan is not None
-    receipts = unit.shards.complete()[0]
-    counts = {name: sum(r.rows.get(name, 0) for r in receipts.values()) for name in ("ok", "filtered", "failed")}
-    failures = [(row.key, row.error) for row in failed_rows(unit, dict(receipts), _FAILURES)]
-    return StepTotals(unit.step, unit.split, unit.plan.keys, **counts, failures=failures)
 
 
 def _loader(limits: images.Limits) -> Any:

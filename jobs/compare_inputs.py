@@ -10,6 +10,7 @@ import pyarrow as pa
 import yaml
 
 from jobs.chip import ChipConfig
+from jobs.config import config_of
 from pipeline.errors import UsageError
 from pipeline.inputs import NetworkInput
 from pipeline.run import Run
@@ -41,7 +42,7 @@ class SolveInput:
         described = Run(self.run).describe()
         if described.get("job") != "chip":
             raise UsageError(f"is a run of job '{described.get('job')}'", where=self.run, cure="give a CHIP run")
-        return ChipConfig.model_validate(described["config"])
+        return config_of(ChipConfig, Run(self.run), described)
 
     def require_network(self, network: NetworkInput) -> None:
         """UsageError unless the run's weights were fitted on this network."""

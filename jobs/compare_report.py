@@ -154,7 +154,9 @@ def _curves(data: CompareReportData) -> Section:
         if series:
             image = plots.curves(series, x_label=x_label, y_label=y_label, percent_y=measure != "mask_iou")
             text = f"{y_label} of {len(series)} methods by {x_label}"
-            figures.append(Figure(image, text, "All images, every threshold.", f"{y_label.capitalize()} by threshold"))
+            figures.append(
+                Figure(image, text, "All images, every threshold.", f"{y_label[0].upper()}{y_label[1:]} by threshold")
+            )
     if not figures:
         return Section("Threshold curves", [Paragraph("No threshold was applied in this run.")])
     return Section("Threshold curves", figures)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.chip_report_data import METHODS as CHIP_METHODS
-from jobs.chip_report_data import StepTotals
+from jobs.step_totals import StepTotals
 from stages.preprocess import Preprocess
 
 METHODS = {

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -113,9 +114,10 @@ def _coco_results(folder: Path, classes: _Classes, images: Iterator[Exported]) -
 
 
 def _coco_dataset(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
-    """instances.json: images, annotations (with the score beside the format's own fields), categories."""
+    """annotations/instances_default.json, where CVAT looks for it: images, annotations (with the score beside the
+    format's own fields), categories. Images go to images/default/<file_name>."""
     listed, used = [], set()
-    with open(_file(folder, "instances.json"), "w", encoding="utf-8") as file:
+    with open(_file(folder, "annotations/instances_default.json"), "w", encoding="utf-8") as file:
         out = _List(file)
         file.write('{"annotations": [')
         for image in images:
@@ -148,10 +150,16 @@ def _coco_image(image: Exported) -> dict[str, Any]:
 
 
 def _voc(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
-    """Annotations/<image>.xml; corners count pixels from 1 and name the last one, as VOC's do."""
-    counts, taken = {"images": 0, "detections": 0, "files": 0}, set[str]()
+    """Annotations/<image>.xml; corners count pixels from 1 and name the last one, as VOC's do.
+
+    ImageSets/Main/default.txt lists the images and labelmap.txt the classes, without which readers know VOC's twenty
+    only. Images go to JPEGImages/<image>.
+    """
+    counts, taken, used = {"images": 0, "detections": 0, "files": 2}, set[str](), set[int]()
+    listed: list[str] = []
     for image in images:
         name = safe_name(image.key, taken)
+        listed.append(name)
         root = ElementTree.Element("annotation")
         _tag(root, "folder", image.key.rpartition("/")[0])
         _tag(root, "filename", image.key.rpartition("/")[2])
@@ -160,8 +168,9 @@ def _voc(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
             _tag(size, tag, value)
         _tag(root, "segmented", 0)
         for found in image.detections:
+            used.add(found.class_id)
             thing = ElementTree.SubElement(root, "object")
-            _tag(thing, "name", classes[found.class_id])
+            _tag(thing, "name", _plain_name(classes[found.class_id]))
             for tag, text in (("pose", "Unspecified"), ("truncated", 0), ("difficult", 0)):
                 _tag(thing, tag, text)
             corners = ElementTree.SubElement(thing, "bndbox")
@@ -172,7 +181,16 @@ def _voc(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
         ElementTree.indent(root)
         ElementTree.ElementTree(root).write(_file(folder, f"Annotations/{name}.xml"), encoding="utf-8")
         _count(counts, image, files=1)
+    _file(folder, "ImageSets/Main/default.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
+    names = [_plain_name(c["name"]) for c in classes.categories(used)]
+    told = "".join(f"{name}:::\n" for name in ["background", *names])
+    _file(folder, "labelmap.txt").write_text(f"# label:color_rgb:parts:actions\n{told}", encoding="utf-8")
     return counts
+
+
+def _plain_name(name: str) -> str:
+    """As a line of labelmap.txt can hold it, where a colon ends the name."""
+    return re.sub(r"[:\r\n]", " ", name)
 
 
 def _tag(parent: ElementTree.Element, name: str, value: Any) -> None:
@@ -183,7 +201,11 @@ def _tag(parent: ElementTree.Element, name: str, value: Any) -> None:
 
 
 def _yolo(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
-    """labels/<image>.txt ("class x y width height" as shares of the image) and data.yaml with the names."""
+    """labels/<image>.txt ("class x y width height" as shares of the image), data.yaml and classes.txt with the names.
+
+    Images go to images/<image>: readers find a label by that path with the other first part. They take the last part
+    called "images" for it, so a key's own is left out.
+    """
     counts, taken, used = {"images": 0, "detections": 0, "files": 0}, set[str](), set[int]()
     for image in images:
         rows = []
@@ -193,14 +215,55 @@ def _yolo(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts
             w, h = image.width, image.height
             shares = ((x0 + x1) / 2 / w, (y0 + y1) / 2 / h, (x1 - x0) / w, (y1 - y0) / h)
             rows.append(" ".join([str(found.class_id), *(f"{share:.6f}" for share in shares)]))
-        name = safe_name(image.key, taken)
+        name = safe_name("/".join(part for part in image.key.split("/") if part != "images"), taken)
         _file(folder, f"labels/{name}.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
         _count(counts, image, files=1)
     names = {c["id"] - 1: c["name"] for c in classes.categories(used)}
     told = "".join(f"  {c}: {json.dumps(name, ensure_ascii=False)}\n" for c, name in names.items())
     _file(folder, "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames:\n{told}", encoding="utf-8")
-    counts["files"] += 1
+    listed = [classes[c].replace("\n", " ") for c in range(max(names, default=-1) + 1)]
+    _file(folder, "classes.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
+    counts["files"] += 2
     return counts
+
+
+def _label_studio(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
+    """tasks.json, boxes as predictions in percent of the image, and label_config.xml, the labels they need.
+
+    Images are named as Label Studio's local files are served: ``?d=`` and the key below the served folder.
+    """
+    count, used = 0, set[int]()
+    with open(_file(folder, "tasks.json"), "w", encoding="utf-8") as file:
+        out = _List(file)
+        file.write("[")
+        for image in images:
+            result = []
+            for number, found in enumerate(image.detections):
+                used.add(found.class_id)
+                x0, y0, x1, y1 = found.box
+                x, width = (round(100 * v / image.width, 4) for v in (x0, x1 - x0))
+                y, height = (round(100 * v / image.height, 4) for v in (y0, y1 - y0))
+                value = {"x": x, "y": y, "width": width, "height": height, "rotation": 0}
+                label = {"rectanglelabels": [classes[found.class_id]]}
+                shown = {"original_width": image.width, "original_height": image.height, "image_rotation": 0}
+                names = {"from_name": "label", "to_name": "image", "type": "rectanglelabels"}
+                score = round(found.score, 6)
+                result.append(
+                    {"id": f"{image.number}_{number}", **names, **shown, "value": value | label, "score": score}
+                )
+            count += len(result)
+            best = max((d.score for d in image.detections), default=0.0)
+            predictions = [{"model_version": "raylens", "score": round(best, 6), "result": result}] if result else []
+            out.add({"data": {"image": f"/data/local-files/?d={quote(image.key)}"}, "predictions": predictions})
+        file.write("\n]\n")
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", name="image", value="$image")
+    labels = ElementTree.SubElement(view, "RectangleLabels", name="label", toName="image")
+    for category in classes.categories(used):
+        ElementTree.SubElement(labels, "Label", value=category["name"])
+    ElementTree.indent(view)
+    ElementTree.ElementTree(view).write(_file(folder, "label_config.xml"), encoding="utf-8")
+    return {"images": out.count, "detections": count, "files": 2}
 
 
 def _csv(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
@@ -257,6 +320,7 @@ FORMATS: dict[str, Callable[[Path, _Classes, Iterator[Exported]], Counts]] = {
     "coco": _coco_dataset,
     "voc": _voc,
     "yolo": _yolo,
+    "label-studio": _label_studio,
     "csv": _csv,
     "png": _png,
 }

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 
 from jobs.config import JobConfig, Section
-from jobs.sections import Network, Split, source
+from jobs.sections import JudgedSplit, Network, source
 from pipeline.engine import Outcome, execute
 from pipeline.errors import UsageError
 from pipeline.inputs import NetworkInput
@@ -29,8 +29,8 @@ from stages.tracing import Graph
 class GfiData(Section):
     """Thresholds are chosen on ``tune`` (without it: on one half of ``eval`` for the other), measured on ``eval``."""
 
-    eval: Split
-    tune: Split | None = None
+    eval: JudgedSplit
+    tune: JudgedSplit | None = None
 
 
 class GfiSection(Section):
@@ -50,7 +50,7 @@ class GfiSection(Section):
     gamma: float | None = Field(default=None, ge=0)
     delta: float | None = Field(default=None, ge=0)
     suppress: float | None = Field(default=None, ge=0)
-    score: Literal["softmax", "logits"] | None = None
+    score: Literal["softmax", "sigmoid", "logits"] | None = None
     attack: float = Field(default=0.0, ge=0, le=255)
     framing: Literal["preset", "model"] = "preset"
     frame: Literal["auto", "image", "input"] = "auto"

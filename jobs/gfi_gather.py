@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.chip_report_data import StepTotals
 from jobs.chip_report_pictures import choose_examples
+from jobs.config import config_of
 from jobs.gfi import GfiConfig, inspect
 from jobs.gfi_report import gfi_page
 from jobs.gfi_report_data import GfiReportData, Paths, Row, chosen_alpha
+from jobs.step_totals import step_totals
 from pipeline import images
 from pipeline.errors import RaylensError
 from pipeline.models import preprocess_for
 from pipeline.run import Run
-from pipeline.status import failed_rows
 from pipeline.units import Unit, units
 from stages.gfi.config import GfiConfig as StageConfig
 from stages.preprocess import Preprocess
-
-_FAILURES = 20  # of a split
 
 
 def write_report(run_url: str) -> str:
@@ -42,7 +40,7 @@ def write_report(run_url: str) -> str:
 
 def gather(run: Run, described: Mapping[str, Any]) -> GfiReportData:
     """Everything on the page that the run holds; what is missing is told there in a sentence."""
-    config = GfiConfig.model_validate(described["config"])
+    config = config_of(GfiConfig, run, described)
     marks = {s["name"]: s["fingerprint"] for s in described["steps"]}
     held = [u for u in units(run, described) if u.plan and u.plan.fingerprint == marks.get(u.step)]
     notes: list[str] = []
@@ -62,7 +60,7 @@ def gather(run: Run, described: Mapping[str, Any]) -> GfiReportData:
         provenance=described.get("provenance", {}),
         network=network,
         stage=stage,
-        totals=[_totals(u) for u in held if u.kind == "measure"],
+        totals=[step_totals(u) for u in held if u.kind == "measure"],
         metrics=metrics,
         paths=paths,
         examples=examples,
@@ -88,8 +86,10 @@ def _network(config: GfiConfig, notes: list[str]) -> tuple[dict[str, Any], Stage
     return described, found.stage, found.names
 
 
-def _tables(unit: Unit, columns: list[str] | None) -> list[pa.Table]:
-    return [unit.shards.open(receipt, columns) for _, receipt in sorted(unit.shards.complete()[0].items())]
+def _tables(unit: Unit, columns: list[str] | None) -> Iterator[pa.Table]:
+    """Shard by shard: masks and paths of all images are more than belongs in memory at once."""
+    for _, receipt in sorted(unit.shards.complete()[0].items()):
+        yield unit.shards.open(receipt, columns)
 
 
 def _rows(unit: Unit) -> list[dict[str, Any]]:
@@ -132,15 +132,6 @@ def _paths(unit: Unit, stage: StageConfig) -> Paths:
             totals[1][:] += row["kept_path"][:of_class]
             totals[2][:] += row["removed_path"][:of_class]
     return Paths(count, *(list(total / max(1, count)) for total in totals))
-
-
-def _totals(unit: Unit) -> StepTotals:
-    assert unit.plan is not None
-    receipts = unit.shards.complete()[0]
-    counts = {name: sum(r.rows.get(name, 0) for r in receipts.values()) for name in ("ok", "filtered", "failed")}
-    failures = [(row.key, row.error) for row in failed_rows(unit, dict(receipts), _FAILURES)]
-    seconds = sum(r.seconds for r in receipts.values())
-    return StepTotals(unit.step, unit.split, unit.plan.keys, **counts, seconds=seconds, failures=failures)
 
 
 def _loader(limits: images.Limits) -> Any:

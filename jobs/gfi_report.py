@@ -50,7 +50,7 @@ _SCORES = (
 )
 # Table 1 of the paper, VGG-19; all but GFI quoted there from another paper on another network. Percent, and alpha.
 _PAPER = (
-    ("Gradient", 41.7, "5.0"), ("Guided backpropagation", 42.0, "4.5"), ("LRP", 57.8, "1.0"), ("CAM", 48.1, "1.0"),
+    ("Gradient", 41.7, "5.0"), ("Guided backprop", 42.0, "4.5"), ("LRP", 57.8, "1.0"), ("CAM", 48.1, "1.0"),
     ("Mask", 43.2, "0.5"), ("Real-time saliency", 36.9, None), ("GFI", 38.2, "1.1 or 1.5"),
 )  # fmt: skip
 

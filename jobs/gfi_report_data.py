@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.chip_report_data import StepTotals
+from jobs.step_totals import StepTotals
 from stages.gfi.config import GfiConfig
 from stages.metrics.localization import half_of
 

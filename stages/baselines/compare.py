@@ -92,7 +92,7 @@ class Compare:
     Inputs: "network", and "solve" (rows layer, class_id, w) where a CHIP method is among the methods.
     """
 
-    version = 1
+    version = 2
     wants = "pixels"
 
     def __init__(self, config: CompareConfig) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import conv2d, interpolate, pad
 
+from stages.baselines.frozen import Freezer, Frozen
 from stages.baselines.placement import AtImage
 from stages.baselines.query import Query
+from stages.gfi.stem import Blend
 
 
 class OptimisedMask(AtImage):
@@ -35,29 +37,30 @@ class OptimisedMask(AtImage):
         self.steps, self.side, self.rate = steps, side, rate
         self.area, self.smooth, self.blur = area, smooth, blur
         self.passes = (float(steps), float(steps))
+        self._frozen = Freezer()
 
     def maps(self, query: Query) -> torch.Tensor:
         asked = query.targets.shape[1]
         x = query.x.detach().repeat_interleave(asked, dim=0)
         away = gaussian_blur(query.x.detach(), self.blur).repeat_interleave(asked, dim=0)
         classes = query.targets.flatten()[:, None]
+        frozen = self._frozen.of(query)
+        blend = frozen.blend(x, away)
         mask = x.new_full((len(x), 1, self.side, self.side), 0.5).requires_grad_(True)
         optimiser = torch.optim.Adam([mask], lr=self.rate)
         for _ in range(self.steps):
             with torch.enable_grad():
-                loss = self.losses(query, x, away, classes, mask).sum()
+                loss = self.losses(frozen, blend, classes, mask).sum()
             (mask.grad,) = torch.autograd.grad(loss, mask)
             optimiser.step()
             with torch.no_grad():
                 mask.clamp_(0, 1)
         return 1 - mask.detach().view(-1, asked, self.side, self.side)
 
-    def losses(
-        self, query: Query, x: torch.Tensor, away: torch.Tensor, classes: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def losses(self, frozen: Frozen, blend: Blend, classes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """One loss for each row: [n]."""
-        large = interpolate(mask, size=x.shape[2:], mode="bilinear", align_corners=False)
-        kept = query.forward(x * large + away * (1 - large)).softmax(dim=1).gather(1, classes)[:, 0]
+        large = interpolate(mask, size=blend.x.shape[2:], mode="bilinear", align_corners=False)
+        kept = frozen.probabilities(blend.kept(large), classes)[:, 0]
         down, right = mask.diff(dim=2).abs() ** 3, mask.diff(dim=3).abs() ** 3
         rough = (down.sum(dim=(1, 2, 3)) + right.sum(dim=(1, 2, 3))) / mask[0].numel()
         return self.area * (1 - mask).abs().mean(dim=(1, 2, 3)) + self.smooth * rough + kept

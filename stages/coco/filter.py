@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from stages.coco.rule import READINGS, REASONS, Present, Reading, judge
 from stages.coco.taxonomy import Taxonomy
@@ -65,10 +64,10 @@ class CocoFilter:
     def prepare(self, image: Any, row: dict[str, Any]) -> dict[str, np.ndarray]:
         return {}
 
-    def setup(self, device: torch.device, inputs: Mapping[str, Any]) -> None:
+    def setup(self, device: Any, inputs: Mapping[str, Any]) -> None:
         pass
 
-    def micro_batch(self, device: torch.device) -> int:
+    def micro_batch(self, device: Any) -> int:
         return 512
 
     def __call__(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,14 +11,20 @@ from torch import nn
 
 from stages.gfi.folding import folded
 from stages.gfi.layers import AUTO, find_layers
-from stages.gfi.mask import combine, kept, low_mask, removed
-from stages.gfi.optimise import Problem, Weights, explain, invert
+from stages.gfi.mask import combine, low_mask
+from stages.gfi.optimise import Problem, Weights, explain, invert, probabilities
 from stages.gfi.recipe import Recipe
+from stages.gfi.stem import Blend, StemBlend, take_stem
 from stages.network import Cut, ResolvedLayer
 from stages.tracing import Graph
 
 Precision = Literal["float32", "bfloat16", "float64"]
 Speed = Literal["eager", "compile", "cuda_graphs"]
+
+
+def check_precision(name: str) -> None:
+    if name not in get_args(Precision):
+        raise ValueError(f"precision is {name!r}: it is one of {', '.join(get_args(Precision))}")
 
 
 @dataclass(frozen=True)
@@ -63,66 +69,84 @@ class Explainer:
         precision: Precision = "float32",
         speed: Speed = "eager",
     ) -> None:
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision is {precision!r}: it is one of {', '.join(get_args(Precision))}")
+        check_precision(precision)
         if speed not in get_args(Speed):
             raise ValueError(f"speed is {speed!r}: it is one of {', '.join(get_args(Speed))}")
         self.recipe, self.precision = recipe, precision
         self.dtype = torch.float64 if precision == "float64" else torch.float32
+        self._inner = torch.bfloat16 if precision == "bfloat16" else self.dtype  # of what follows the stem
         with torch.no_grad():
             graph = Graph(module, example)
             names = find_layers(graph, inversion_layer, mask_layer, one=recipe.preset == "authors")
             ready = folded(graph, keep=names).to(self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             graph = Graph(ready, example)
-            both = Cut(graph, tuple(dict.fromkeys(names)))
-            self._to_inversion = both if names[0] == names[1] else Cut(graph, names[:1])
-        self._both = both
-        self.inversion_layer, self.mask_layer = names
-        self.layers: tuple[ResolvedLayer, ResolvedLayer] = (both.layers[names[0]], both.layers[names[1]])
-        self.operations = both.operations(names[0])
-        self.values = float(sum(torch.Size(c.shape).numel() for c in graph.calls.values() if c.shape))
+            whole = Cut(graph, tuple(dict.fromkeys(names)))
+            self.inversion_layer, self.mask_layer = names
+            self.layers: tuple[ResolvedLayer, ResolvedLayer] = (whole.layers[names[0]], whole.layers[names[1]])
+            self.operations = whole.operations(names[0])
+            self.values = float(sum(torch.Size(c.shape).numel() for c in graph.calls.values() if c.shape))
+            self._stem = take_stem(ready, graph)
+            if self._stem is not None:
+                graph = Graph(ready, self._stem(example.to(self.dtype)))
+            self._both = Cut(graph, tuple(dict.fromkeys(names)))
+            self._to_inversion = self._both if names[0] == names[1] else Cut(graph, names[:1])
         self._forward = ready
         if speed != "eager":
             mode = "reduce-overhead" if speed == "cuda_graphs" else None
             self._forward = torch.compile(ready, mode=mode, dynamic=False)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The inversion layer's output; nothing after it is computed."""
-        with self._autocast(x):
-            return self._to_inversion.prefix(x).taps[self.inversion_layer]
+        """The inversion layer's output for images; nothing after it is computed."""
+        return self.features_behind(self._behind_stem(x))
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        with self._autocast(x):
-            out: torch.Tensor = self._forward(x)
+        """[B, C] for images [B, 3, H, W]."""
+        return self.logits_behind(self._behind_stem(x))
+
+    def features_behind(self, seen: torch.Tensor) -> torch.Tensor:
+        """The same for what a problem's ``blend`` gives: images, behind the network's stem where it has one."""
+        with self._autocast(seen):
+            return self._to_inversion.prefix(seen).taps[self.inversion_layer]
+
+    def logits_behind(self, seen: torch.Tensor) -> torch.Tensor:
+        with self._autocast(seen):
+            out: torch.Tensor = self._forward(seen)
             return out
+
+    def _behind_stem(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._stem is None else self._stem(x).to(self._inner)
 
     def begin(self, x: torch.Tensor, background: torch.Tensor) -> Begun:
         """Stage 1 on normalised images [B, 3, H, W] and what hides them."""
         x, background = (t.to(self.dtype).contiguous(memory_format=torch.channels_last) for t in (x, background))
         with torch.no_grad():
-            with self._autocast(x):
-                activations = self._both.prefix(x)
+            blend = Blend(x, background)
+            if self._stem is not None:
+                blend = StemBlend(x, background, self._stem, self._inner)
+            # The stem of the image as the parts have it, so that a mask of ones gives the whole image bit for bit.
+            seen = blend.of_x if isinstance(blend, StemBlend) else x
+            with self._autocast(seen):
+                activations = self._both.prefix(seen)
                 logits = self._both.logits(activations)
             taps = {name: tap.to(self.dtype) for name, tap in activations.taps.items()}
             guide, goal = taps[self.mask_layer].contiguous(), taps[self.inversion_layer]
-            problem = Problem(x, background, guide, goal, self.recipe)
-            whole = logits.to(self.dtype).softmax(dim=1)
+            problem = Problem(x, background, guide, goal, self.recipe, blend)
+            whole = probabilities(logits, self.recipe.score, self.dtype)
             parts = self.parts(problem, problem.start())
-            return Begun(problem, whole, *parts, invert(problem, self.features))
+            return Begun(problem, whole, *parts, invert(problem, self.features_behind))
 
     def answer(self, begun: Begun, targets: torch.Tensor) -> Answer:
         """Stage 2 for one class id of each image, ``targets`` [B]."""
         problem = begun.problem
-        found, of_kept, of_removed = explain(problem, self.logits, begun.weights, targets)
+        found, of_kept, of_removed = explain(problem, self.logits_behind, begun.weights, targets)
         left, gone = (part.gather(1, targets.unsqueeze(1)).squeeze(1) for part in self.parts(problem, found.w))
         return Answer(found.w, torch.stack(found.losses, dim=1), of_kept, of_removed, left, gone)
 
     def parts(self, problem: Problem, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities [B, C] of what a mask keeps and of what it removes."""
         with torch.no_grad():
-            mask = problem.mask(weights)
-            images = [kept(problem.x, problem.background, mask), removed(problem.x, problem.background, mask)]
-            both = self.logits(torch.cat(images)).to(self.dtype).softmax(dim=1)
+            seen = problem.blend.both(problem.mask(weights))
+            both = probabilities(self.logits_behind(seen), self.recipe.score, self.dtype)
         left, gone = both.chunk(2)
         return left, gone
 

@@ -10,7 +10,7 @@ import torch
 from stages.baselines.query import Query
 from stages.baselines.registry import Setting
 from stages.gfi.background import blurred, check_background, noise
-from stages.gfi.explainer import Explainer
+from stages.gfi.explainer import Explainer, Precision, check_precision
 from stages.gfi.layers import AUTO
 from stages.gfi.recipe import Recipe, recipe
 
@@ -20,9 +20,10 @@ _CHANGES = {field.name for field in fields(Recipe)} - {"preset"}
 class Gfi:
     """Masks of each (image, class) at the input's resolution. ``gfi:LAYER`` makes the mask of another layer.
 
-    Options: ``preset`` ("paper", "authors"), ``background`` ("blur", "mean", "noise"), ``inversion_layer``, and any
-    field of `stages.gfi.recipe.Recipe`. The image at its own resolution is not at hand here, so the authors' blur is
-    taken of the input. A mask that left the finite numbers is NaN everywhere: no answer.
+    Options: ``preset`` ("paper", "authors"), ``background`` ("blur", "mean", "noise"), ``inversion_layer``,
+    ``precision`` ("float32", "bfloat16"; float64 where the images are), and any field of `stages.gfi.recipe.Recipe`.
+    The image at its own resolution is not at hand here, so the authors' blur is taken of the input. A mask that left
+    the finite numbers is NaN everywhere: no answer.
     """
 
     name = "gfi"
@@ -35,6 +36,7 @@ class Gfi:
         preset: str = "paper",
         background: str = "blur",
         inversion_layer: str = AUTO,
+        precision: Precision = "float32",
         **changes: Any,
     ) -> None:
         unknown = set(changes) - _CHANGES
@@ -43,6 +45,8 @@ class Gfi:
         if "steps" in changes:
             changes["steps"] = tuple(changes["steps"])
         check_background(background)
+        check_precision(precision)
+        self.precision: Precision = precision
         self.mask_layer, self.inversion_layer, self.background = mask_layer, inversion_layer, background
         self.recipe = recipe(preset, **changes)
         inversion, of_class = self.recipe.steps
@@ -86,7 +90,7 @@ class Gfi:
                 self.recipe,
                 inversion_layer=self.inversion_layer,
                 mask_layer=self.mask_layer,
-                precision="float64" if query.x.dtype == torch.float64 else "float32",
+                precision="float64" if query.x.dtype == torch.float64 else self.precision,
             )
             self._explainer = (module, explainer)
         return self._explainer[1]

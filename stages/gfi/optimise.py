@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from stages.gfi.mask import kept, mask_of, removed
+from stages.gfi.mask import mask_of
 from stages.gfi.recipe import Recipe
+from stages.gfi.stem import Blend
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -26,6 +27,7 @@ class Problem:
     guide: torch.Tensor  # [B, K, h, w] features of x that the mask combines
     goal: torch.Tensor  # [B, C, h', w'] features of x that the inversion is to keep
     recipe: Recipe
+    blend: Blend  # what the network reads of x and the background under a mask
 
     def mask(self, weights: torch.Tensor) -> torch.Tensor:
         """[B, 1, H, W]."""
@@ -86,7 +88,7 @@ class Weights:
 def invert(problem: Problem, features: Forward) -> Weights:
     """Stage 1: the weights whose kept part gives the features of the whole; it knows no class.
 
-    ``features`` runs the network up to the inversion layer only: [B, 3, H, W] -> like ``goal``.
+    ``features`` runs the network up to the inversion layer only: what ``problem.blend`` gives -> like ``goal``.
     """
     recipe = problem.recipe
     weights = problem.start()
@@ -96,7 +98,7 @@ def invert(problem: Problem, features: Forward) -> Weights:
 
     def loss(w: torch.Tensor) -> torch.Tensor:
         mask = problem.mask(w)
-        seen = features(kept(problem.x, problem.background, mask))
+        seen = features(problem.blend.kept(mask))
         distance = (seen.to(problem.goal.dtype) - problem.goal).square().flatten(1).sum(dim=1)
         return distance / norm + recipe.gamma * problem.penalty(w)
 
@@ -124,8 +126,7 @@ def explain(
 
     def loss(w: torch.Tensor) -> torch.Tensor:
         mask = problem.mask(w)
-        parts = [kept(problem.x, problem.background, mask), removed(problem.x, problem.background, mask)]
-        score = scores(logits(torch.cat(parts)), recipe.score, problem.x.dtype).gather(1, both).squeeze(1)
+        score = scores(logits(problem.blend.both(mask)), recipe.score, problem.x.dtype).gather(1, both).squeeze(1)
         of_kept.append(score[:count].detach())
         of_removed.append(score[count:].detach())
         return recipe.suppress * score[count:] - score[:count] + recipe.delta * problem.penalty(w)
@@ -141,5 +142,10 @@ def explain(
 
 
 def scores(logits: torch.Tensor, score: str, dtype: torch.dtype) -> torch.Tensor:
-    """[N, C] in the images' own precision: probabilities, or the logits themselves."""
-    return logits.to(dtype).softmax(dim=1) if score == "softmax" else logits.to(dtype)
+    """[N, C] in the images' own precision: what is optimised, probabilities or the logits themselves."""
+    return logits.to(dtype) if score == "logits" else probabilities(logits, score, dtype)
+
+
+def probabilities(logits: torch.Tensor, score: str, dtype: torch.dtype) -> torch.Tensor:
+    """[N, C]: classes that exclude each other (softmax), or each by itself (sigmoid)."""
+    return logits.to(dtype).sigmoid() if score == "sigmoid" else logits.to(dtype).softmax(dim=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 Preset = Literal["paper", "authors"]
-Score = Literal["softmax", "logits"]
+Score = Literal["softmax", "sigmoid", "logits"]  # sigmoid: of a network trained for several classes to an image
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recipe:
         if min(self.steps) < 0 or sum(self.steps) < 1:
             raise ValueError(f"steps are (inversion, class), at least one in all, got {self.steps}")
         if self.score not in get_args(Score):
-            raise ValueError(f"score is {self.score!r}: it is 'softmax' or 'logits'")
+            raise ValueError(f"score is {self.score!r}: it is one of {', '.join(get_args(Score))}")
         if min(self.gamma, self.delta, self.suppress) < 0 or self.rate <= 0 or self.start <= 0 or self.halve_every < 1:
             raise ValueError("gamma, delta and suppress are >= 0; rate, start and halve_every are above 0")
 

@@ -25,7 +25,7 @@ Asked = list[tuple[int, str]]  # class id and what it came from
 class GfiStage:
     """Measuring stage. Input: "network", an nn.Module in eval mode on the device; it is copied, not changed."""
 
-    version = 1
+    version = 2
     wants = "pixels"
 
     def __init__(self, config: GfiConfig) -> None:

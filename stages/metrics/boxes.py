@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 #: t of "keep pixels >= t * max" (PROTOCOLS, section 1): 0.01, 0.02, 0.05, 0.10, ..., 0.95.
 THRESHOLDS: tuple[float, ...] = (0.01, 0.02, *(round(0.05 * i, 2) for i in range(1, 20)))
@@ -81,6 +78,8 @@ def box_of_mask(mask: ArrayLike) -> NDArray[np.int64] | None:
 
 def largest_component(mask: ArrayLike) -> NDArray[np.bool_]:
     """The largest 8-connected component by pixel count; of equal ones, the first in reading order."""
+    from scipy import ndimage  # here and below: half a second for those who draw no box
+
     labels, count = ndimage.label(np.asarray(mask, dtype=bool), structure=_EIGHT)
     if count == 0:
         return np.zeros(labels.shape, dtype=bool)
@@ -160,6 +159,9 @@ def _boxes_of_one(level: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
 
     On a 500 x 375 class map 10 times faster than labelling the pixels T times; on a map of pure noise no slower.
     """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     height, width = level.shape
     group, row, start, end = _runs(level, count)
     boxes = np.broadcast_to(whole_image(width, height), (count, 4)).copy()

@@ -50,7 +50,7 @@ class ComparisonConfig:
 class ComparisonMetrics:
     """Reduction over compare rows of the tuning and evaluation splits."""
 
-    version = 1
+    version = 2
     aligned = False
 
     def __init__(self, config: ComparisonConfig) -> None:

@@ -137,7 +137,8 @@ def _pointing(metrics: ComparisonMetrics, state: State) -> list[dict[str, Any]]:
                         out.append(row | {"low": low, "high": high})
             if shares:
                 se = float(np.std(shares, ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else se
-                out.append(_made(measure, sum(shares) / len(shares), se, method=method, n=total))
+                row = _made(measure, sum(shares) / len(shares), se, method=method, n=total)
+                out.append(row | {"low": max(0.0, row["low"]), "high": min(1.0, row["high"])})
     return out
 
 

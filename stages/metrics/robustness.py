@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 
 def fgsm(
@@ -34,6 +33,8 @@ def fgsm(
 
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
     """Spearman's rank correlation of two maps of one shape, equal values sharing a rank; NaN where one is constant."""
+    from scipy.stats import rankdata  # half a second for those who do not ask for it
+
     p, q = (rankdata(np.asarray(v, dtype=np.float64).ravel()) for v in (a, b))
     p, q = p - p.mean(), q - q.mean()
     below = np.sqrt((p @ p) * (q @ q))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,8 @@ from jobs.cli import app
 from jobs.compare import CompareJobConfig
 from jobs.compare_inputs import read_objects, resolved
 from jobs.compare_masks import Masks, with_masks
-from jobs.config import load_config
+from jobs.config import check, load_config
+from jobs.gfi import GfiConfig
 from jobs.scenes import write_scenes
 from jobs.sections import source
 from pipeline import plan as plans
@@ -91,8 +93,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(project: Path) -> Path:
-    done = raylens("compare", project / "compare.yaml", "--run", project / "run", cwd=project)
+def finished(project: Path, ray_session: Any) -> Path:
+    words = ("--run", project / "run", "--address", ray_session.address)
+    done = raylens("compare", project / "compare.yaml", *words, cwd=project)
     assert done.returncode == 0, done.stderr
     return project / "run"
 
@@ -218,4 +221,17 @@ def test_every_ready_made_config_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert len(names) >= 3
     for path in names:
-        assert load_config(CompareJobConfig, path).methods
+        config = load_config(CompareJobConfig, path)
+        assert config.methods
+        if isinstance(config.objects, str):
+            assert read_objects(config.objects), "beside the config that names it, wherever the command is typed"
+
+
+def test_coco_crowds_are_no_objects_unless_they_are_asked_for() -> None:
+    split = {"kind": "coco", "annotations": "/a.json", "images": "/images"}
+    for crowds in (None, True):
+        data = {"eval": split if crowds is None else split | {"crowds": crowds}}
+        for cls in (CompareJobConfig, GfiConfig):
+            found = check(cls, {"model": {"name": "squeezenet1_0", "seed": 0}, "data": data}, where="test")
+            assert found.data.eval.crowds is bool(crowds)
+            assert cls.model_validate(found.model_dump(mode="json")) == found

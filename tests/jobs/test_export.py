@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_coco_results_are_read_by_pycocotools_and_equal_the_rows(run: Path, tmp_
 
 def test_a_coco_dataset_is_read_by_pycocotools(run: Path, tmp_path: Path) -> None:
     export(str(run), tmp_path / "out", Asked("coco"))
-    found = COCO(str(tmp_path / "out/instances.json"))
+    found = COCO(str(tmp_path / "out/annotations/instances_default.json"))
     assert {c["id"]: c["name"] for c in found.cats.values()} == {1: "cat", 2: "dog & <friends>", 3: "é"}
     assert sorted(found.anns) == [1, 2, 3]
     for annotation in found.anns.values():
@@ -126,7 +127,13 @@ def test_voc_yolo_csv_and_png_say_the_same(run: Path, tmp_path: Path) -> None:
     assert list(rows) == KEYS[:3]
     names = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text(encoding="utf-8"))["names"]
     assert names == dict(enumerate(NAMES))
+    assert (tmp_path / "yolo/classes.txt").read_text(encoding="utf-8").splitlines() == NAMES
     taken: set[str] = set()
+    listed = (tmp_path / "voc/ImageSets/Main/default.txt").read_text(encoding="utf-8").splitlines()
+    assert listed == [safe_name(key, taken) for key in KEYS]
+    labels = (tmp_path / "voc/labelmap.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(":")[0] for line in labels[1:]] == ["background", *NAMES]
+    taken.clear()
     for key in KEYS:
         file = safe_name(key, taken)
         tree = ElementTree.parse(tmp_path / f"voc/Annotations/{file}.xml").getroot()
@@ -147,6 +154,30 @@ def test_voc_yolo_csv_and_png_say_the_same(run: Path, tmp_path: Path) -> None:
         assert [float(rows[key][c]) for c in ("x0", "y0", "x1", "y1")] == [x0, y0, x1, y1]
         mask = np.asarray(Image.open(tmp_path / f"png/masks/{file}/{class_id}.png")) > 0
         assert np.array_equal(mask, heat() >= GRID[chosen(key)])
+
+
+def test_a_folder_called_images_is_left_out_of_yolos_paths(tmp_path: Path) -> None:
+    rows = [compare_row("images/a/images/0.jpg"), compare_row("images/1.jpg")]
+    export(str(held(tmp_path / "run", "compare", "compare", rows, {})), tmp_path / "out", Asked("yolo"))
+    found = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("labels/**/*.txt")
+    )
+    assert found == ["labels/1.txt", "labels/a/0.txt"]
+
+
+def test_label_studio_tasks_hold_the_boxes_in_percent_and_its_labels(run: Path, tmp_path: Path) -> None:
+    export(str(run), tmp_path / "out", Asked("label-studio"))
+    tasks = json.loads((tmp_path / "out/tasks.json").read_text(encoding="utf-8"))
+    assert [task["data"]["image"].partition("?d=")[2] for task in tasks] == [quote(key) for key in KEYS]
+    for key, task in zip(KEYS[:3], tasks, strict=False):
+        (found,) = task["predictions"][0]["result"]
+        value, (x0, y0, x1, y1) = found["value"], box_of(key)
+        edges = [value["x"], value["y"], value["x"] + value["width"], value["y"] + value["height"]]
+        assert edges == pytest.approx([100 * x0 / 8, 100 * y0 / 6, 100 * x1 / 8, 100 * y1 / 6], abs=1e-3)
+        assert value["rectanglelabels"] == [NAMES[2 if key == KEYS[1] else 1]]
+    assert tasks[3]["predictions"] == []
+    labels = ElementTree.parse(tmp_path / "out/label_config.xml").getroot().iter("Label")
+    assert [label.get("value") for label in labels] == NAMES
 
 
 def test_scores_and_areas_leave_out_detections_but_no_image(run: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from jobs.chip_report_data import StepTotals
 from jobs.gfi_report import gfi_page
 from jobs.gfi_report_data import GfiReportData, Paths, chosen_alpha
+from jobs.step_totals import StepTotals
 from pipeline import slices
 from pipeline.decode import stack
 from pipeline.steps import row_schema

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from stages.baselines.draws import generators
+from stages.baselines.frozen import Frozen
 from stages.baselines.lime import Lime, weighted_ridge
 from stages.baselines.occlusion import Occlusion
 from stages.baselines.optimised_mask import OptimisedMask, gaussian_blur
@@ -219,9 +220,10 @@ def test_optimised_mask_is_the_slow_loop_image_by_image() -> None:
 def test_the_mask_lowers_the_score_and_its_own_loss() -> None:
     net = network()
     asked, method = query(net), OptimisedMask(steps=15, side=4, blur=3.0, area=0.05)
-    away = gaussian_blur(X, 3.0)
+    frozen = Frozen(asked)
+    blend = frozen.blend(X, gaussian_blur(X, 3.0))
     found = 1 - method.maps(asked)[:, :1]
-    before = method.losses(asked, X, away, TARGETS[:, :1], torch.full_like(found, 0.5))
-    assert (method.losses(asked, X, away, TARGETS[:, :1], found) < before).all()
+    before = method.losses(frozen, blend, TARGETS[:, :1], torch.full_like(found, 0.5))
+    assert (method.losses(frozen, blend, TARGETS[:, :1], found) < before).all()
     assert found.min() >= 0
     assert found.max() <= 1

@@ -262,16 +262,39 @@ def test_the_inversion_stops_at_its_layer_and_nothing_is_hooked(small, images) -
     blur = blurred(x, 4.0)
     begun = made.begin(x, blur)
     counted: list[torch.Size] = []
-    invert(begun.problem, lambda image: counted.append(image.shape) or made.features(image))
-    assert counted == [torch.Size((2, 3, 32, 32))] * 4  # the kept part alone, once a step
+    invert(begun.problem, lambda seen: counted.append(seen.shape) or made.features_behind(seen))
+    assert counted == [torch.Size((2, 4, 32, 32))] * 4  # the kept part alone, once a step, behind the first convolution
     assert begun.problem.goal.shape == (2, 6, 8, 8)
     explain(
         begun.problem,
-        lambda image: counted.append(image.shape) or made.logits(image),
+        lambda seen: counted.append(seen.shape) or made.logits_behind(seen),
         begun.weights,
         torch.tensor([0, 1]),
     )
-    assert counted[4:] == [torch.Size((4, 3, 32, 32))]  # both parts in one batch
+    assert counted[4:] == [torch.Size((4, 4, 32, 32))]  # both parts in one batch
     for module in (network, made._forward):
         assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules())
         assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
+
+
+def test_in_bfloat16_a_mask_of_ones_gives_the_whole_image_bit_for_bit(
+    explainer: Callable[..., Explainer], images: Callable[..., torch.Tensor]
+) -> None:
+    found = explainer(RECIPES["paper"], precision="bfloat16")
+    x, background = images(3).float(), images(3, seed=4).float()
+    begun = found.begin(x, background)
+    whole = found.features_behind(begun.problem.blend.kept(torch.ones(3, 1, 32, 32)))
+    assert torch.equal(whole.to(begun.problem.goal.dtype), begun.problem.goal)
+
+
+def test_a_sigmoid_scores_each_class_by_itself(
+    explainer: Callable[..., Explainer], images: Callable[..., torch.Tensor]
+) -> None:
+    short = recipe("paper", steps=(2, 2), score="sigmoid")
+    found = explainer(short)
+    x, background = images(2), images(2, seed=4)
+    begun = found.begin(x, background)
+    assert torch.allclose(begun.probabilities, found.logits(x).sigmoid(), rtol=0, atol=1e-12)
+    answer = found.answer(begun, torch.tensor([1, 3]))
+    first = found.logits_behind(begun.problem.blend.both(begun.problem.mask(begun.weights.w))).sigmoid()
+    assert torch.allclose(answer.kept_scores[:, 0], first[[0, 1], [1, 3]], rtol=0, atol=1e-12)

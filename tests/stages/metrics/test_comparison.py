@@ -89,6 +89,8 @@ def test_every_measure_by_hand() -> None:
     # Classes 1 (three images) and 2 (one): 2/3 and 1 at no tolerance, mean over classes.
     assert at("pointing_0")["value"] == pytest.approx((2 / 3 + 1) / 2)
     assert at("pointing_0")["se"] == pytest.approx(1 / 6)  # 2/3 and 1 are 1/6 from their mean: sqrt(2/36 / 1) / sqrt(2)
+    assert at("pointing_0")["low"] == pytest.approx(5 / 6 - 1.96 / 6, abs=1e-4)
+    assert at("pointing_0")["high"] == 1  # 5/6 + 1.96/6 would be more than all
     assert at("pointing_0", c=1)["value"] == pytest.approx(2 / 3)
     assert at("pointing_15")["value"] == 1
     assert at("pointing_0_easy")["value"] == 0

@@ -1,0 +1,1 @@
+"""A classifier's last layer, trained anew for other classes."""
