@@ -19,8 +19,9 @@ import pyarrow as pa
 import torch
 from toys import Sum, SumConfig, key_table, number
 
-from pipeline import engine, options, steps
-from pipeline.train import Learnt, Worker
+from pipeline import engine, leaving, options, steps
+from pipeline.learnt import Learnt
+from pipeline.train import Worker
 from stages.schema import column
 from stages.training import TensorData, TrainingConfig, fit
 
@@ -161,4 +162,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leaving.leave(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import threading
 
 import pytest
@@ -17,8 +16,11 @@ from pipeline.estimate import Measured
 from pipeline.options import Options, Resources
 from pipeline.run import Run
 from pipeline.shards import Shards
+from pipeline.tasks import Mark, Task, Work
 from pipeline.verify import verify
-from pipeline.worker import Mark, Task, Work, Worker
+from pipeline.worker import Worker
+
+pytestmark = pytest.mark.timeout(900)  # starts Ray, which a busy machine may do only at the third try
 
 QUIET = Options(resources=Resources(shard_rows=24), say=lambda _: None)
 
@@ -178,25 +180,3 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(cluster, tmp_path):
         execute(toy_job(200), str(tmp_path / "file" / "run"), QUIET)
     assert "file" in str(caught.value)
     assert "not a folder" in str(caught.value)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
-def test_a_full_disk_is_one_clear_line_and_loses_nothing(cluster, tmp_path, rows_of, undisturbed):
-    import subprocess
-
-    from pipeline.errors import RaylensError
-
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this machine mounts no tmpfs")
-    try:
-        with pytest.raises(RaylensError) as caught:
-            execute(toy_job(200), str(disk / "run"), QUIET)
-        assert "no space is left" in str(caught.value)
-        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-        assert execute(toy_job(200), str(disk / "run"), QUIET).exit_code == 0
-        assert rows_of(disk / "run").equals(undisturbed)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)

@@ -2,94 +2,77 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from driving import receipts, rows_of, start, told, wait_for
+from toys import toy_job
 
-pytestmark = pytest.mark.faults
-TOYS = Path(__file__).parent / "toys.py"
+from pipeline.engine import execute
+from pipeline.errors import RaylensError
+from pipeline.options import Options, Resources
 
-
-def start(run: Path, config: dict, address: str) -> subprocess.Popen:
-    resources = {"address": address, "shard_rows": 24}
-    command = [sys.executable, str(TOYS), str(run), json.dumps({"keys": 200, **config}), json.dumps(resources)]
-    environment = {**os.environ, "PYTHONPATH": str(TOYS.parent)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(driver: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = driver.communicate(timeout=120)
-    return driver.returncode, out, err
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+QUIET = Options(resources=Resources(shard_rows=24), say=lambda _: None)
 
 
-def wait_for(what, seconds=90):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)
+def begin(run: Path, address: str, **config: float) -> subprocess.Popen[str]:
+    """A driver that has committed a shard and is in the midst of the others."""
+    driver = start(run, {"keys": 200, **config}, {"address": address})
+    wait_for(lambda: receipts(run) >= 1 or driver.poll() is not None)
+    assert driver.poll() is None, driver.communicate()[1]
+    return driver
 
 
-def committed(run: Path) -> int:
-    return len(list((run / "measure/all/receipts").glob("*.json")))
+def written(run: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in (run / "measure/all/receipts").glob("*.json")}
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_a_killed_driver_is_resumed_to_the_same_rows(cluster, tmp_path, rows_of, undisturbed, seed):
+def test_a_second_driver_is_refused_and_after_the_first_was_killed_it_goes_on(
+    cluster: str, tmp_path: Path, undisturbed: pa.Table
+) -> None:
     run = tmp_path / "run"
-    driver = start(run, {"pause_s": 0.1}, cluster)
-    wait_for(lambda: committed(run) >= 1 or driver.poll() is not None)
-    time.sleep(random.Random(seed).uniform(0, 0.8))
+    driver = begin(run, cluster, pause_s=0.4)
+    with pytest.raises(RaylensError, match=f"another driver is working on this run: process {driver.pid} on "):
+        execute(toy_job(200), str(run), QUIET)
+    time.sleep(random.Random(1).uniform(0, 0.8))
     driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    before = {f.name: f.stat().st_mtime_ns for f in (run / "measure/all/receipts").glob("*.json")}
+    driver.communicate()
+    before = written(run)
     assert 1 <= len(before) < 9, "the driver was not killed on the way: this test shows nothing"
-    code, out, err = finish(start(run, {}, cluster))
-    assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["totals"]["measure"] == {"ok": 200, "filtered": 0, "failed": 0}
+    outcome = execute(toy_job(200), str(run), QUIET)
+    assert outcome.exit_code == 0
+    assert outcome.totals["measure"] == {"ok": 200, "filtered": 0, "failed": 0}
     assert rows_of(run).equals(undisturbed)
-    after = {f.name: f.stat().st_mtime_ns for f in (run / "measure/all/receipts").glob("*.json")}
+    after = written(run)
     assert {name: after[name] for name in before} == before, "committed shards were made again"
 
+    # A finished run answers without joining a cluster: nobody is at this address, and nobody is asked.
+    again = start(run, {"keys": 200}, {"address": "203.0.113.1:1"})
+    out, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
+    assert told(out)["totals"]["measure"] == {"ok": 200, "filtered": 0, "failed": 0}
+    assert written(run) == after
 
-def test_sigterm_finishes_the_slice_in_hand_and_leaves_in_time(cluster, tmp_path, rows_of, undisturbed):
+
+def test_sigterm_finishes_the_slice_in_hand_and_leaves_in_time(
+    cluster: str, tmp_path: Path, undisturbed: pa.Table
+) -> None:
     run = tmp_path / "run"
-    driver = start(run, {"pause_s": 0.3}, cluster)
-    wait_for(lambda: committed(run) >= 1 or driver.poll() is not None)
+    driver = begin(run, cluster, pause_s=0.4)
     asked = time.monotonic()
     driver.send_signal(signal.SIGTERM)
-    code, _, err = finish(driver)
+    _, err = driver.communicate(timeout=200)
     assert time.monotonic() - asked < 20
-    assert code == 1
+    assert driver.returncode == 1
     assert "run the same command again to resume" in err
-    assert 1 <= committed(run) < 9
-    assert not (run / "lock.json").exists()
-    assert finish(start(run, {}, cluster))[0] == 0
-    assert rows_of(run).equals(undisturbed)
-
-
-def test_a_second_driver_on_a_run_is_refused_and_the_first_goes_on(cluster, tmp_path, rows_of, undisturbed):
-    run = tmp_path / "run"
-    first = start(run, {"pause_s": 0.2}, cluster)
-    wait_for(lambda: committed(run) >= 1 or first.poll() is not None)
-    code, _, err = finish(start(run, {}, cluster))
-    assert code == 1
-    assert f"pid {first.pid}" in err or str(first.pid) in err
     assert "Traceback" not in err
-    assert finish(first)[0] == 0
+    assert 1 <= receipts(run) < 9
+    assert not (run / "lock.json").exists()
+    assert execute(toy_job(200), str(run), QUIET).exit_code == 0
     assert rows_of(run).equals(undisturbed)
-
-
-def test_a_finished_run_answers_without_joining_a_cluster(cluster, tmp_path):
-    run = tmp_path / "run"
-    assert finish(start(run, {}, cluster))[0] == 0
-    before = {f: f.stat().st_mtime_ns for f in run.rglob("part-*.parquet")}
-    code, _, err = finish(start(run, {}, "203.0.113.1:1"))  # nobody answers there, and nobody is asked
-    assert code == 0, err
-    assert {f: f.stat().st_mtime_ns for f in run.rglob("part-*.parquet")} == before

@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import struct
-import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from pictures import Means, MeansConfig, folder_source
 from PIL import Image
 
 from pipeline import plan as plans
 from pipeline import steps
-from pipeline.dataset import key_table
 from pipeline.engine import execute
 from pipeline.options import Options, Resources
 from pipeline.run import Run
 from pipeline.shards import Shards
-from stages.schema import column
 
-
-@dataclasses.dataclass(frozen=True)
-class MeansConfig:
-    side: int = 8
-
-
-class Means:
-    """The mean colour of each image: enough to see whether it was read rightly."""
-
-    version = 1
-    wants = "pixels"
-
-    def __init__(self, config: MeansConfig) -> None:
-        self.config = config
-
-    @property
-    def schema(self) -> pa.Schema:
-        return pa.schema([column("mean", pa.list_(pa.float32()), "mean of each channel", shape="[3]")])
-
-    def prepare(self, image, row):
-        return {"mean": image.reshape(-1, 3).mean(axis=0).astype(np.float32)}
-
-    def setup(self, device, inputs):
-        pass
-
-    def micro_batch(self, device):
-        return 4
-
-    def __call__(self, batch):
-        return [{"mean": mean} for mean, valid in zip(batch["mean"], batch["valid"], strict=True) if valid]
+pytestmark = pytest.mark.timeout(900)  # starts Ray, which a busy machine may do only at the third try
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -97,30 +64,17 @@ def odd_images(folder: Path) -> dict[str, list[float] | str]:
 
 
 @pytest.mark.parametrize("mode", ["inline", "spread"])
-def test_every_odd_image_is_a_row(tmp_path, mode):
-    """In a process of its own: the stage of this file must be importable by Ray's workers."""
-    import subprocess
-
+def test_every_odd_image_is_a_row(cluster: str, tmp_path: Path, mode: str) -> None:
     expected = odd_images(tmp_path / "images")
-    resources = {"cpus": 2, "mode": mode} | ({"gpus": 1} if mode == "spread" else {})
-    code = (
-        "import json, sys; sys.path.insert(0, sys.argv[1]); import test_images as t;"
-        "print(json.dumps(t.drive(sys.argv[2], sys.argv[3], json.loads(sys.argv[4]))))"
-    )
-    import json
-    import os
-
-    here = str(Path(__file__).parent)
-    found = subprocess.run(
-        [sys.executable, "-c", code, here, str(tmp_path / "images"), str(tmp_path / "run"), json.dumps(resources)],
-        env={**os.environ, "PYTHONPATH": here},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert found.returncode == 0, found.stderr
-    rows = {row["key"]: row for row in json.loads(found.stdout.splitlines()[-1])["rows"]}
-    assert json.loads(found.stdout.splitlines()[-1])["exit_code"] == 3
+    sources = {"all": folder_source(str(tmp_path / "images"))}
+    job = steps.Job("odd", {}, sources, (steps.Measure("means", Means(MeansConfig()), ("all",)),))
+    run = str(tmp_path / "run")
+    outcome = execute(job, run, Options(resources=Resources(mode=mode), say=lambda _: None))
+    assert outcome.exit_code == 3
+    folder = Run(run).step_folder("means", split="all")
+    plan = plans.load(folder)
+    assert plan is not None
+    rows = {row["key"]: row for table in Shards(folder, plan.shards).tables() for row in table.to_pylist()}
     assert sorted(rows) == sorted(expected)
     for name, what in expected.items():
         if isinstance(what, str):
@@ -130,20 +84,3 @@ def test_every_odd_image_is_a_row(tmp_path, mode):
         else:
             assert rows[name]["status"] == "ok", (name, rows[name]["error"])
             assert rows[name]["mean"] == pytest.approx(what, abs=3)
-
-
-def drive(images: str, run: str, resources: dict) -> dict:
-    """Runs the job in this process; what the test's subprocess calls."""
-    source = {"kind": "folder", "root": images}
-    job = steps.Job(
-        "odd",
-        {},
-        {"all": steps.Source(source, lambda: key_table(source))},
-        (steps.Measure("means", Means(MeansConfig()), ("all",)),),
-    )
-    outcome = execute(job, run, Options(resources=Resources(**resources), say=lambda _: None))
-    folder = Run(run).step_folder("means", split="all")
-    plan = plans.load(folder)
-    assert plan is not None
-    rows = pa.concat_tables(list(Shards(folder, plan.shards).tables())).to_pylist()
-    return {"rows": rows, "exit_code": outcome.exit_code}

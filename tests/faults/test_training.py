@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from driving import start
 from learning import Line, LineConfig, job
 
 from pipeline.engine import execute
-from pipeline.errors import RaylensError
+from pipeline.errors import RaylensError, UsageError
+from pipeline.learnt import Trained, read_trained
 from pipeline.options import Options, Resources
 from pipeline.signals import RunStopped, Stop
 from pipeline.status import status
 from pipeline.storage import Folder
-from pipeline.train import Trained, read_trained, train
+from pipeline.train import train
 from pipeline.verify import verify
 
 pytestmark = pytest.mark.faults
-PROGRAM = Path(__file__).parent / "learning.py"
 
 
 def options(**resources: Any) -> Options:
     return Options(resources=Resources(shard_rows=24, **resources), say=lambda _: None)
-
-
-def start(run: Path, address: str, config: dict[str, Any], **resources: Any) -> subprocess.Popen[str]:
-    resources = {"address": address, "shard_rows": 24, **resources}
-    command = [sys.executable, str(PROGRAM), str(run), json.dumps(config), json.dumps(resources)]
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @contextlib.contextmanager
@@ -45,9 +37,9 @@ def held(run: Path, markers: Path, address: str, at: int, workers: int) -> Itera
     """A driver whose training has come to this step and goes no further."""
     markers.mkdir()
     config = {"hold_at": at, "markers": str(markers), "train_only": True}
-    driver = start(run, address, config, train_workers=workers)
+    driver = start(run, config, {"address": address, "train_workers": workers}, program="learning.py")
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while not (markers / "held").exists():
             assert driver.poll() is None, driver.communicate()[1]
             assert time.monotonic() < end, "it never came"
@@ -68,6 +60,14 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
     lines = [line for file in sorted((run / "events").glob("*.jsonl")) for line in file.read_text().splitlines()]
     found = [event for event in map(json.loads, lines) if event["kind"] == kind]
     return sorted(found, key=lambda event: event["at"])  # of several drivers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def looked_after_often() -> Iterator[None]:
+    """Ray Train looks every two seconds whether its workers have begun or ended; here that is most of a training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,7 @@ def test_a_job_trains_and_measures_with_what_it_learnt(cluster: str, tmp_path: P
     assert status(str(run)).complete
 
 
+@pytest.mark.long
 def test_a_killed_training_worker_costs_no_more_than_an_epoch(
     cluster: str, tmp_path: Path, undisturbed: Trained, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,32 +120,52 @@ def test_a_killed_training_worker_costs_no_more_than_an_epoch(
     assert found == pytest.approx([epoch["loss"] for epoch in undisturbed.facts["history"]], rel=1e-6)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_driver_stopped_and_another_killed_in_mid_epoch_are_resumed_to_the_same_end(
-    cluster: str, tmp_path: Path, undisturbed: Trained, workers: int
+@pytest.mark.long
+def test_drivers_stopped_and_killed_in_mid_epoch_are_resumed_to_the_same_end(
+    cluster: str, tmp_path: Path, undisturbed: Trained
 ) -> None:
+    """One that trains itself is stopped, one with a worker is, and another with a worker is killed."""
     run = tmp_path / "run"
-    with held(run, tmp_path / "first", cluster, at=7, workers=workers) as driver:
+    with held(run, tmp_path / "first", cluster, at=7, workers=0) as driver:
         with pytest.raises(RaylensError, match=f"another driver is working on this run: process {driver.pid}"):
             execute(job(train_only=True), str(run), options(train_workers=0))
-        driver.send_signal(signal.SIGTERM)  # it cannot wait for the next checkpoint: there will be none
-        _, err = driver.communicate(timeout=120)
-        assert driver.returncode == 1
+        stopped(driver, run)
+    assert status(str(run)).trainings[0].checkpoints == (1,)
+    with held(run, tmp_path / "second", cluster, at=8, workers=1) as driver:
+        stopped(driver, run)
+    assert status(str(run)).trainings[0].checkpoints == (2, 1)
+    with held(run, tmp_path / "third", cluster, at=8, workers=1) as driver:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        assert driver.returncode == -signal.SIGKILL
+    assert status(str(run)).trainings[0].checkpoints == (3, 2, 1)
+    assert not status(str(run)).complete
+    execute(job(train_only=True), str(run), options(train_workers=0))
+    assert events(run, "train")[-1]["checkpoint"] == 3
+    assert learnt(run) == undisturbed
+
+
+def stopped(driver: subprocess.Popen[str], run: Path) -> None:
+    """Asked to, it leaves in good order: it cannot wait for the next checkpoint, for there will be none."""
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=120)
+    assert driver.returncode == 1
     # After 20 s it would be gone without having wound down, and say so in other words.
     assert "stopped on request" in err
     assert "run the same command again to resume" in err
     assert "Traceback" not in err
     assert not (run / "lock.json").exists()
-    assert status(str(run)).trainings[0].checkpoints == (1,)
-    with held(run, tmp_path / "second", cluster, at=8, workers=workers) as driver:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        assert driver.returncode == -signal.SIGKILL
-    assert status(str(run)).trainings[0].checkpoints == (2, 1)
-    assert not status(str(run)).complete
-    execute(job(train_only=True), str(run), options(train_workers=0))
-    assert events(run, "train")[-1]["checkpoint"] == 2
-    assert learnt(run) == undisturbed
+
+
+def test_workers_for_whom_the_cluster_has_no_room_are_refused_instead_of_waited_for(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.growth.COMING_S", 1.0)  # in which nodes may join a cluster
+    for at in (None, cluster):
+        with pytest.raises(
+            UsageError, match="this machine: no room for 3 training workers of 1 CPU: the cluster has 1 node with 2 CPU"
+        ):
+            execute(job(train_only=True), str(tmp_path), options(train_workers=3, address=at))
 
 
 def test_workers_that_cannot_be_placed_are_told_of_instead_of_waited_for_in_silence(

@@ -16,7 +16,7 @@ from pipeline.quarantine import write_quarantine
 from pipeline.status import status
 from pipeline.storage import Folder
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 QUIET = Options(resources=Resources(shard_rows=24), say=lambda _: None)
 
 

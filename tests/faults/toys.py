@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import engine, options, steps, storage
+from pipeline import engine, leaving, options, steps, storage
 from stages.schema import column
 
 
@@ -26,6 +26,7 @@ def number(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
 
 
+_true_time = time.time
 _KILLED_AT = ("00000.json", "00004.json", "00008.json")  # of nine: the first, one in the middle, the short last
 
 
@@ -40,10 +41,12 @@ class ToyConfig:
     deadly: tuple[str, ...] = ()  # keys that kill whatever decodes them
     bad: tuple[str, ...] = ()  # keys at which the stage raises
     mended: str = dataclasses.field(default="", metadata={"fingerprint": False})  # no key is poison or bad any more
+    net: bool = False  # the vectors are what a small convolution gives for noise drawn from the key
 
 
 class Toy:
-    """Rows are hashes of keys. ``fault`` kills the worker once: in mid-shard, before a receipt, after a receipt."""
+    """Rows are hashes of keys. ``fault`` kills the worker once (mid-shard, before or after a receipt), hangs it
+    once, or turns its clock."""
 
     version = 1
     wants = "records"
@@ -66,10 +69,24 @@ class Toy:
     def prepare(self, image: Any, row: dict[str, Any]) -> dict[str, np.ndarray]:
         if row["key"] in self.config.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
-        return {"value": np.array([number(row["key"]) % 1000], dtype=np.float32)}
+        prepared = {"value": np.array([number(row["key"]) % 1000], dtype=np.float32)}
+        if self.config.net:
+            prepared["noise"] = np.random.default_rng(number(row["key"])).standard_normal((3, 24, 24), np.float32)
+        return prepared
 
     def setup(self, device: Any, inputs: Any) -> None:
         self.calls = 0
+        if self.config.net:
+            import torch
+
+            torch.manual_seed(self.config.seed)
+            layers = [
+                torch.nn.Conv2d(3, 16, 3),
+                torch.nn.ReLU(),
+                torch.nn.Conv2d(16, 3, 5),
+                torch.nn.AdaptiveAvgPool2d(1),
+            ]
+            self.net = torch.nn.Sequential(*layers, torch.nn.Flatten()).eval()
         if self.config.markers and not self.config.fault:  # says on which nodes workers are ready
             import ray
 
@@ -89,29 +106,41 @@ class Toy:
             storage.Folder.create = killed  # type: ignore[method-assign]
 
     def once(self, what: str) -> None:
+        if self.first(what):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def first(self, what: str) -> bool:
         try:
             (Path(self.config.markers) / what).touch(exist_ok=False)
         except FileExistsError:
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
+            return False
+        return True
 
     def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         if self.config.pause_s:
             time.sleep(self.config.pause_s)
         self.calls += 1
+        if self.config.fault == "clock":
+            jump = (-1) ** self.calls * 1e9
+            time.time = lambda: _true_time() + jump
         if self.config.fault == "mid-shard" and self.calls == 6:  # past the micro-run, within a shard of three slices
             self.once(f"mid-{len(list(Path(self.config.markers).iterdir())) % 3}")
         keys = [key for key, valid in zip(batch["key"], batch["valid"], strict=True) if valid]
+        if self.config.fault == "hang" and "000150" in keys and self.first("hung"):
+            time.sleep(3600)
         for key in keys if not self.config.mended else ():
             if key in self.config.poison:
                 os.kill(os.getpid(), signal.SIGKILL)
             if key in self.config.bad:
                 raise RuntimeError(f"cannot digest {key}")
         values = batch["value"][batch["valid"], 0]
-        return [
-            {"number": number(key), "vector": np.array([value, value / 3, self.config.seed], np.float32)}
-            for key, value in zip(keys, values, strict=True)
-        ]
+        vectors = [np.array([value, value / 3, self.config.seed], np.float32) for value in values]
+        if self.config.net:
+            import torch
+
+            with torch.inference_mode():
+                vectors = list(self.net(torch.from_numpy(batch["noise"])).numpy()[batch["valid"]])
+        return [{"number": number(key), "vector": vector} for key, vector in zip(keys, vectors, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +224,9 @@ def main() -> int:
     except RaylensError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps({"totals": {k: dict(v) for k, v in outcome.totals.items()}}))
+    print(f"outcome: {json.dumps({'totals': {k: dict(v) for k, v in outcome.totals.items()}})}")
     return outcome.exit_code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leaving.leave(main())

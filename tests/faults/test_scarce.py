@@ -1,40 +1,50 @@
-"""Work that the cluster has no room for: what is wanted and what there is is said, and a stop request still works."""
+"""A cluster of one CPU and one GPU: the same rows however the work lies; what has no room there is told of."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from driving import PATH, patiently, rows_of
 from toys import Sum, SumConfig, toy_job
 
 from pipeline import plan as plans
+from pipeline.engine import execute
 from pipeline.estimate import Measured
 from pipeline.events import Events
-from pipeline.options import Resources
+from pipeline.options import Options, Resources
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.signals import RunStopped, Stop
-from pipeline.worker import Work
+from pipeline.tasks import Work
+
+pytestmark = pytest.mark.timeout(900)  # starts Ray, which a busy machine may do only at the third try
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One CPU and one (logical) GPU."""
+def one_gpu() -> Iterator[None]:
+    """A cluster of one CPU and one (logical) GPU."""
     import ray
 
-    before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    ray.shutdown()
-    ray.init(
-        address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
-    yield
-    ray.shutdown()
-    os.environ["PYTHONPATH"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATH)
+        ray.shutdown()
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        patiently(lambda: ray.init(address="local", num_cpus=1, num_gpus=1, **quiet))
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5], ids=["decoding beside one actor", "two actors on one GPU"])
+def test_decoding_apart_from_computing(one_gpu: None, tmp_path: Path, undisturbed: pa.Table, share: float) -> None:
+    resources = Resources(shard_rows=24, mode="spread", gpus_per_actor=share)
+    outcome = execute(toy_job(200), str(tmp_path / "run"), Options(resources, say=lambda _: None))
+    assert outcome.exit_code == 0
+    assert rows_of(tmp_path / "run").equals(undisturbed)
 
 
 def taking(**resources: float) -> Any:
@@ -50,7 +60,7 @@ def taking(**resources: float) -> Any:
     return hog
 
 
-def test_a_reduction_without_a_free_cpu_says_so(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reduction_without_a_free_cpu_says_so(one_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     from pipeline.reduce import Reducing, reduce_on_ray
@@ -83,7 +93,7 @@ def test_a_reduction_without_a_free_cpu_says_so(cluster: None, tmp_path: Path, m
     ids=["no GPU for a worker", "no CPU for decoding"],
 )
 def test_what_is_waited_for_is_said(
-    cluster: None,
+    one_gpu: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     taken: dict[str, float],
@@ -94,7 +104,7 @@ def test_what_is_waited_for_is_said(
     from pipeline.runner import Runner
 
     monkeypatch.setattr("pipeline.waiting._FIRST_S", 0.5)
-    monkeypatch.setattr("pipeline.runner._STOP_S", 0.5)
+    monkeypatch.setattr("pipeline.loop._STOP_S", 0.5)
     run, job, stop = Run(str(tmp_path)), toy_job(40), Stop()
     step = job.steps[0]
     keys = run.freeze_keys("all", job.sources["all"])
@@ -112,7 +122,7 @@ def test_what_is_waited_for_is_said(
     hog = taking(**taken)
     with Events(run.folder, "test") as events, Progress("measure", 40, stream=sys.stderr) as progress:
         monkeypatch.setattr(progress, "say", say)
-        runner = Runner(Resources(), events, stop, say)
+        runner = Runner(Resources(mode="spread"), events, stop, say)
         try:
             with pytest.raises(RunStopped):
                 runner.run(work, [("all", 0), ("all", 1)], progress)
