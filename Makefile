@@ -15,7 +15,7 @@ endif
 export RAYLENS_TEST_DATA
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test test-long lint format bench fuzz audit chaos clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -39,7 +39,20 @@ lint: install
 
 # Two at a time: most of the time passes in waiting for real processes to start.
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+
+# Nodes and trainings that are lost and replaced, minutes each: CI runs them after the others.
+test-long: install
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m long
+
+# More of what tests/faults/test_fuzz*.py try, other inputs each time.
+fuzz: install
+	RAYLENS_FUZZ=$(or $(INPUTS),2000) $(BIN)/python -m pytest -q -s -W ignore --timeout=3600 \
+		tests/faults/test_fuzz.py tests/faults/test_fuzz_data.py
+
+# Known holes in what the pinned versions bring. Where its database cannot be reached, it says so and that is all.
+audit: install
+	@$(BIN)/python .ci/audit.py constraints.txt
 
 format: install
 	$(BIN)/ruff format .
@@ -47,6 +60,10 @@ format: install
 
 bench: install
 	@for script in $$(ls tests/bench/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# Kills processes at random, 200 of them or as many as 15 minutes allow, which ends in an error; then a line of figures.
+chaos: install
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/chaos.py $(CHAOS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

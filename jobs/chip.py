@@ -202,10 +202,7 @@ def run(config: ChipConfig, run_url: str, options: Options | None = None) -> Out
     options = options or config.options()
     outcome = execute(_affordable(config, build(config), run_url, options), run_url, options)
     if not options.only:
-        from jobs.chip_gather import write_report as write
-
-        path = write(run_url)
-        options.say(f"report {path}")
+        options.say(f"report {write_report(run_url)}")
     return outcome
 
 

@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.chip import ChipConfig, network_cut
-from jobs.chip_report import ChipReportData, Layer, Solve, StepTotals, chip_page
+from jobs.chip_report import ChipReportData, Layer, Solve, chip_page
 from jobs.chip_report_pictures import example_keys
+from jobs.config import config_of
+from jobs.step_totals import step_totals
 from pipeline import images
 from pipeline.errors import RaylensError
 from pipeline.run import Run
 from pipeline.shards import Receipt, digest
-from pipeline.status import failed_rows
 from pipeline.units import Unit, stale, units
 from stages.preprocess import Preprocess
 
 _CLASSES_SHOWN = 12  # in the heatmap, where the config names none
-_FAILURES = 20  # of a step and split
 
 
 def write_report(run_url: str) -> str:
@@ -43,7 +43,7 @@ def write_report(run_url: str) -> str:
 
 def gather(run: Run, described: Mapping[str, Any]) -> ChipReportData:
     """Everything on the page that the run holds; what is missing is told there in a sentence."""
-    config = ChipConfig.model_validate(described["config"])
+    config = config_of(ChipConfig, run, described)
     held = _Held(run, described)
     notes: list[str] = []
     layers, network, preprocess, names = _network(config, notes)
@@ -62,7 +62,7 @@ def gather(run: Run, described: Mapping[str, Any]) -> ChipReportData:
         network=network,
         layers=layers,
         preprocess=preprocess,
-        totals=[held.totals(unit) for unit in held.measured()],
+        totals=[step_totals(unit) for unit in held.measured()],
         classes=classes,
         solves=solves,
         keys=keys,
@@ -157,14 +157,6 @@ class _Held:
             if unit.step == "metrics" and unit.plan and unit.plan.fields["upstream.localize"] == rows:
                 return self.table(unit) if self.receipts[unit.name] else None
         return None
-
-    def totals(self, unit: Unit) -> StepTotals:
-        assert unit.plan is not None
-        receipts = self.receipts[unit.name]
-        counts = {name: sum(r.rows.get(name, 0) for r in receipts.values()) for name in ("ok", "filtered", "failed")}
-        failures = [(row.key, row.error) for row in failed_rows(unit, dict(receipts), _FAILURES)]
-        seconds = sum(r.seconds for r in receipts.values())
-        return StepTotals(unit.step, unit.split, unit.plan.keys, **counts, seconds=seconds, failures=failures)
 
 
 def _label(unit: Unit) -> str:

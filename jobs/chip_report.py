@@ -12,7 +12,6 @@ from jobs.chip_report_data import (
     ChipReportData,
     Layer,
     Solve,
-    StepTotals,
     chosen_metrics,
     layer_rows,
 )
@@ -34,7 +33,7 @@ from pipeline.report.blocks import (
 from pipeline.report.page import Page
 from pipeline.report.wording import counted, show
 
-__all__ = ["ChipReportData", "Layer", "Solve", "StepTotals", "chip_page"]
+__all__ = ["ChipReportData", "Layer", "Solve", "chip_page"]
 
 _FAILURES_SHOWN = 50
 

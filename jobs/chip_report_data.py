@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from jobs.step_totals import StepTotals
 from stages.preprocess import Preprocess
 
 # How methods are called on the page, in the order they stand in, and the colour each keeps in every figure.
@@ -18,26 +19,12 @@ METHODS = {
     "guided_chip": ("Guided CHIP", "#c39a13"),
     "grad_cam": ("Grad-CAM", "#2b8f6b"),
     "gradient": ("Gradient", "#b04f93"),
-    "guided_backprop": ("Guided backpropagation", "#4aa5c9"),
+    "guided_backprop": ("Guided backprop", "#4aa5c9"),
     "center": ("Centred box", "#8a929c"),
     "whole_image": ("Whole image", "#7c6553"),
 }
 BASELINES = ("center", "whole_image")
 RULES = ("tuned", "halves", "fixed", "oracle")
-
-
-@dataclass(frozen=True)
-class StepTotals:
-    """One step on one split: rows of the plan by how they ended, and the first that failed as (key, reason)."""
-
-    step: str
-    split: str
-    rows: int
-    ok: int
-    filtered: int = 0
-    failed: int = 0
-    seconds: float | None = None
-    failures: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)

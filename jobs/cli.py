@@ -11,30 +11,20 @@ import importlib
 import json
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+import time
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from jobs.answer_command import answer
+from jobs.job_command import JOBS, ConfigFile, RetryFailed, RunOption, Sets, Yes, code_path, load, run_url
+from jobs.submit_command import list_jobs, stop, submit
 from pipeline.errors import RaylensError, UsageError
+from pipeline.leaving import leave
 
-if TYPE_CHECKING:
-    from jobs.config import JobConfig
-
-# name -> (module, config class, what it does). A module has build(config) -> Job, run(config, run_url, options) ->
-# Outcome and write_report(run_url) -> path; it may have plan_lines(config, job, estimates) -> what `plan` says more.
-JOBS = {
-    "chip": ("jobs.chip", "ChipConfig", "CHIP: which channels of a network tell a class, and where they look."),
-    "compare": ("jobs.compare", "CompareJobConfig", "Every method on the same images, by every measure, in one table."),
-    "gfi": ("jobs.gfi", "GfiConfig", "Guided feature inversion: a mask of what a network needs to see its class."),
-    "coco": ("jobs.coco", "CocoConfig", "Filter a COCO-format dataset and relabel it at two levels."),
-    "semantic": (
-        "jobs.semantic",
-        "SemanticConfig",
-        "Two-level classifiers on a relabelled dataset, and their indexes.",
-    ),
-}
+_WATCH_S = 5.0
+_CLEAR = "\033[H\033[2J"
 
 
 class _Commands(TyperGroup):
@@ -70,12 +60,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML config.", show_default=False)]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder: a path, s3://... or gs://...")]
-RunOption = Annotated[str | None, typer.Option("--run", metavar="URL", help="The run folder; resumes what is there.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field of the config; may be repeated.")
-]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster ('auto', host:port, ray://...).")]
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="STEP", help="This step and what it stands on; may be repeated.")
@@ -83,11 +68,7 @@ Only = Annotated[
 AllowFailed = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of rows that may fail.")]
 Mode = Annotated[str | None, typer.Option(metavar="auto|inline|spread", help="How work is laid over the cluster.")]
 Label = Annotated[str | None, typer.Option(metavar="NAME", help="Your name for this setting, shown beside others.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do what would be refused for its size (see 'raylens plan').")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Make the shards with failed rows again, quarantined keys too.")
-]
 
 
 def _job_command(name: str) -> None:
@@ -103,10 +84,10 @@ def _job_command(name: str) -> None:
         yes: Yes = False,
         retry_failed: RetryFailed = False,
     ) -> None:
-        module, settings = _load(name, config, [*(sets or ()), *_as_sets(address, allow_failed, mode, label)])
-        url = _run_url(run, settings)
+        module, settings = load(name, config, [*(sets or ()), *_as_sets(address, allow_failed, mode, label)])
+        url = run_url(run, settings)
         options = settings.options(
-            only=tuple(only or ()), code_path=_code_path(config), yes=yes, retry_failed=retry_failed
+            only=tuple(only or ()), code_path=code_path(config), yes=yes, retry_failed=retry_failed
         )
         outcome = module.run(settings, url, options)
         _print(_show().totals_lines(outcome.totals))
@@ -130,30 +111,47 @@ def plan(
     price: Annotated[float | None, typer.Option(min=0.0, help="Price of one worker for an hour.")] = None,
 ) -> None:
     priced = [] if price is None else [f"resources.price_per_hour={price}"]
-    module, settings = _load(job, config, [*(sets or ()), *priced])
+    module, settings = load(job, config, [*(sets or ()), *priced])
     built = module.build(settings)
     from pipeline.preview import preview, preview_trainings
     from pipeline.steps import Measure, Reduce
 
     url = run or settings.run or f"memory://raylens-plan-{os.getpid()}"
-    found = preview(built, url, settings.options(code_path=_code_path(config)), workers=workers)
+    trainings = preview_trainings(built, url)  # first: one of other settings is refused before anything is measured
+    found = preview(built, url, settings.options(code_path=code_path(config)), workers=workers)
     reductions = {}
     for step in built.steps:
         if isinstance(step, Reduce):
             blocks = step.reduction.blocks()
             reductions[step.name] = (len(blocks), max((step.reduction.state_bytes(b) for b in blocks), default=0))
     measuring = [step.name for step in built.steps if isinstance(step, Measure)]
-    _print(_show().plan_lines(found, reductions, measuring, preview_trainings(built, url)))
+    _print(_show().plan_lines(found, reductions, measuring, trainings))
     if more := getattr(module, "plan_lines", None):
         _print(["", *more(settings, built, found)])
 
 
+app.command(help="Run a job on a Ray cluster: uploads the config and the code, follows the log.")(submit)
+app.command(name="jobs", help="What was submitted to a cluster, and how it stands.")(list_jobs)
+app.command(help="End a submitted job: it finishes the slice in hand; submitting the run again resumes it.")(stop)
+
+
 @app.command(help="How far a run is: shards, rows by status, settings side by side, failed keys.")
-def status(run: RunArgument, as_json: AsJson = False) -> None:
+def status(
+    run: RunArgument,
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every few seconds until it is complete.")
+    ] = False,
+) -> None:
     from pipeline.status import status as read
 
-    found = read(run)
-    _print([json.dumps(found.to_dict(), indent=1)] if as_json else _show().status_lines(found))
+    while True:
+        found = read(run)
+        lines = [json.dumps(found.to_dict(), indent=1)] if as_json else _show().status_lines(found)
+        _print([_CLEAR + lines[0], *lines[1:]] if watch and sys.stdout.isatty() else lines)
+        if not watch or found.complete:
+            return
+        time.sleep(_WATCH_S)
 
 
 @app.command(help="Check every byte of a run against its receipts, keys and plans; exit status 1 when any is bad.")
@@ -170,6 +168,17 @@ def verify(
     found = check(run, repair=repair, clean=clean, say=lambda text: print(text, file=sys.stderr))
     _print([json.dumps(found.to_dict(), indent=1)] if as_json else _show().verify_lines(found))
     raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command(help="Merge a run's small shards into large Parquet files with a manifest, for those who read them.")
+def compact(
+    run: RunArgument,
+    target_mb: Annotated[int, typer.Option("--target-mb", min=1, help="About so large.")] = 256,
+) -> None:
+    from pipeline.compact import compact as write
+
+    found = write(run, target_bytes=target_mb * 2**20, say=lambda text: print(text, file=sys.stderr))
+    _print(_show().compact_lines(found))
 
 
 @app.command(help="Write the report of a run from what it holds.")
@@ -200,6 +209,9 @@ def export(
     _print(lines(write(run, out, asked), out))
 
 
+app.command(help="Ask a trained asking network about one image, and answer it with colours of your own.")(answer)
+
+
 @app.command(help="Draw data, train a network on it, explain it: needs nothing from outside, ends with a report.")
 def demo(
     run: Annotated[str, typer.Option("--run", metavar="URL", help="Where the demo goes.")] = "runs/demo",
@@ -219,9 +231,19 @@ def version() -> None:
     print(f"python {found['python']}, " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The console script: runs a command and exits."""
-    app(args=argv, prog_name="raylens")
+def main(argv: list[str] | None = None) -> NoReturn:
+    """The console script: runs a command and exits with its status."""
+    code = 0
+    try:
+        app(args=argv, prog_name="raylens")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001 - a fault of ours: its traceback, as Python shows it
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    leave(code)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -229,35 +251,10 @@ def _fail(text: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _load(name: str, path: Path, sets: list[str]) -> tuple[Any, JobConfig]:
-    if name not in JOBS:
-        near = difflib.get_close_matches(name, JOBS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"the jobs are {', '.join(JOBS)}"
-        raise UsageError(f"there is no job '{name}'", cure=hint)
-    from jobs.config import check_file, read_values
-
-    values = read_values(path, sets)  # before the job is imported: a missing file is told at once
-    module = importlib.import_module(JOBS[name][0])
-    sys.path[:0] = [folder for folder in _code_path(path) if folder not in sys.path]  # a user's module:function
-    return module, check_file(getattr(module, JOBS[name][1]), path, values, sets)
-
-
 def _as_sets(address: str | None, allow_failed: float | None, mode: str | None, label: str | None) -> list[str]:
     """Flags are settings, so they are checked and told in the same way."""
     given = {"resources.address": address, "allow_failed": allow_failed, "resources.mode": mode, "label": label}
     return [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-
-
-def _run_url(run: str | None, settings: JobConfig) -> str:
-    url = run or settings.run
-    if not url:
-        raise UsageError("no run folder is given", cure="add --run FOLDER, or 'run: FOLDER' to the config")
-    return url
-
-
-def _code_path(config: Path) -> tuple[str, ...]:
-    """Where a user's own ``module:function`` is looked for: beside the config, then in the current folder."""
-    return tuple(dict.fromkeys([str(config.resolve().parent), str(Path.cwd())]))
 
 
 def _show() -> Any:

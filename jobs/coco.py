@@ -94,12 +94,12 @@ def _lister(split: InstancesSource, taxonomy: Taxonomy) -> Callable[[], pa.Table
 
 def run(config: CocoConfig, run_url: str, options: Options | None = None) -> Outcome:
     """Run the job to its end, write the kept images' json of each split and the report; a rerun goes on."""
-    say = options.say if options else print
-    outcome = execute(build(config), run_url, options or config.options())
-    if options is None or not options.only:
+    options = options or config.options()
+    outcome = execute(build(config), run_url, options)
+    if not options.only:
         for path in write_kept(run_url, config, outcome.fingerprints):
-            say(f"kept images {path}")
-        say(f"report {write_report(run_url)}")
+            options.say(f"kept images {path}")
+        options.say(f"report {write_report(run_url)}")
     return outcome
 
 

@@ -13,6 +13,7 @@ from jobs.coco import CocoConfig
 from jobs.coco_examples import Example, examples
 from jobs.coco_kept import kept_folder
 from jobs.coco_taxonomy import read_taxonomy
+from jobs.config import config_of
 from pipeline.report import overlay
 from pipeline.report.blocks import (
     Card,
@@ -58,7 +59,7 @@ def write_report(run_url: str) -> str:
     """Write RUN/report/<fingerprint8>/index.html and return where it lies."""
     run = Run(run_url)
     described = run.describe()
-    config = CocoConfig.model_validate(described["config"])
+    config = config_of(CocoConfig, run, described)
     mark = next((s["fingerprint"] for s in described["steps"] if s["name"] == "filter"), "")
     files = kept_folder(run, mark)
     try:

@@ -29,9 +29,10 @@ from pydantic import (
 from jobs.mistakes import kind_of, plain_kinds, told
 from pipeline.errors import UsageError
 from pipeline.images import Limits
+from pipeline.options import Options, Resources, aloud
 
 if TYPE_CHECKING:
-    from pipeline.options import Options
+    from pipeline.run import Run
 
 _SHOWN = 12  # errors told at once
 
@@ -101,7 +102,8 @@ class ResourcesConfig(Section):
     address: str | None = None  # of a running Ray cluster; absent: one is started here
     mode: Literal["auto", "inline", "spread"] = "auto"
     cpus: int | None = Field(default=None, ge=1)  # of a cluster started here
-    gpus: int | None = Field(default=None, ge=0)
+    gpus: int | None = Field(default=None, ge=0)  # the same; on any other 0: CPU workers, N: so many are asked for
+    max_workers: int | None = Field(default=None, ge=1)  # at a time, of places there are and those an autoscaler brings
     cpus_per_actor: int | None = Field(default=None, ge=1)
     gpus_per_actor: float = Field(default=1.0, gt=0)
     price_per_hour: float | None = Field(default=None, ge=0)  # of one worker, for the estimate
@@ -127,12 +129,11 @@ class JobConfig(Section):
         *,
         only: tuple[str, ...] = (),
         code_path: tuple[str, ...] = (),
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = aloud,
         yes: bool = False,
         retry_failed: bool = False,
     ) -> Options:
         """How to run this config: what ``pipeline.engine.execute`` takes."""
-        from pipeline.options import Options, Resources
 
         return Options(
             resources=Resources(**self.resources.model_dump()),
@@ -166,8 +167,20 @@ def check_file(cls: type[Config], path: str | Path, values: Mapping[str, Any], s
     return check(cls, values, where=str(path), folder=str(Path(path).resolve().parent), sets=sets)
 
 
+def config_of(cls: type[Config], run: Run, described: Mapping[str, Any]) -> Config:
+    """The config that a run was made with; UsageError where this version takes it no more."""
+    cure = "another version of Raylens made the run: use that one, or mend the config and give it another --run"
+    return check(cls, described["config"], where=f"config in {run.folder.path('run.json')}", cure=cure)
+
+
 def check(
-    cls: type[Config], values: Mapping[str, Any], *, where: str, folder: str | None = None, sets: Sequence[str] = ()
+    cls: type[Config],
+    values: Mapping[str, Any],
+    *,
+    where: str,
+    folder: str | None = None,
+    sets: Sequence[str] = (),
+    cure: str = "",
 ) -> Config:
     """A config of plain values; UsageError tells every mistake at once."""
     try:
@@ -176,7 +189,7 @@ def check(
         lines = list(dict.fromkeys(told(cls, dict(e), sets) for e in error.errors(include_url=False)))
         more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         text = lines[0] if len(lines) == 1 else "\n    ".join([f"{len(lines)} mistakes:", *lines[:_SHOWN], *more])
-        raise UsageError(text, where=where) from None
+        raise UsageError(text, where=where, cure=cure) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

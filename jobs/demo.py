@@ -3,6 +3,13 @@
 RUN/scenes/      drawn images and COCO annotations
 RUN/backbone/    the trained network and its checkpoints
 RUN/chip/        a CHIP run on it, with its report
+RUN/gfi/         guided feature inversion of a few scenes, with a report
+RUN/compare/     a table of methods on the same scenes, with a report
+RUN/layers/      what the image and each layer's bias add to a score, with a report
+RUN/votes/       which class each pixel of a few scenes votes for, with a report
+RUN/enlarging/   a small super-resolution network, trained on the scenes
+RUN/filters/     what each pixel of it reads and writes beside bicubic, with a page to explore
+RUN/asking/      a network that asks for colours of grey scenes, with a page that can be answered
 RUN/coco/        the scenes filtered and relabelled at two levels, with a report
 RUN/semantic/    two-level networks on the kept scenes, with a report
 """
@@ -18,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs import chip, demo_semantic
+from jobs import chip, demo_asking, demo_asking_full, demo_gfi, demo_linear, demo_semantic, demo_superres
 from jobs.config import check
 from jobs.demo_network import SCENES, SIZE, train_backbone
 from jobs.scenes import CLASS_NAMES, write_scenes
@@ -53,9 +60,16 @@ def run(run_url: str, *, full: bool = False, say: Callable[[str], None] = print)
         with clock.step(name):
             codes.append(part(demo))
     clock.total()
-    for report in sorted(demo.root.glob("*/report/*/index.html"), key=lambda path: path.stat().st_mtime):
+    for report in reports(demo.root):
         say(f"open {report} in a browser")
     return max(codes)
+
+
+def reports(root: Path) -> list[Path]:
+    """The newest report of each run, oldest first: a run that went on has those of before too."""
+    found = sorted(root.glob("*/report/*/index.html"), key=lambda path: path.stat().st_mtime_ns)
+    newest = {path.parents[2]: path for path in found}
+    return [path for path in found if newest[path.parents[2]] == path]
 
 
 def _draw(demo: Demo) -> int:
@@ -83,6 +97,14 @@ def _chip(demo: Demo) -> int:
     return outcome.exit_code
 
 
+def _gfi(demo: Demo) -> int:
+    return demo_gfi.inverted(demo.root, network_section(demo.root), demo.say, full=demo.full)
+
+
+def _compare(demo: Demo) -> int:
+    return demo_gfi.compared(demo.root, network_section(demo.root), demo.say, full=demo.full)
+
+
 def _coco(demo: Demo) -> int:
     return demo_semantic.filtered(demo.root, demo.say)
 
@@ -91,11 +113,35 @@ def _semantic(demo: Demo) -> int:
     return demo_semantic.two_levels(demo.root, network_section(demo.root), demo.say, full=demo.full)
 
 
+def _layers(demo: Demo) -> int:
+    return demo_linear.contributed(demo.root, network_section(demo.root), demo.say, full=demo.full)
+
+
+def _votes(demo: Demo) -> int:
+    return demo_linear.voted(demo.root, network_section(demo.root), demo.say, full=demo.full)
+
+
+def _enlarge(demo: Demo) -> int:
+    scenes = _scenes(demo.root / "scenes", cpu_count())
+    return demo_superres.enlarged(demo.root, scenes, cpu_count(), demo.say, full=demo.full)
+
+
+def _ask(demo: Demo) -> int:
+    status = demo_asking.asked(demo.root, demo.say, full=demo.full)
+    return max(status, demo_asking_full.evaluated(demo.root, demo.say)) if demo.full else status
+
+
 PARTS: tuple[tuple[str, Callable[[Demo], int]], ...] = (
     (f"drawing {sum(SCENES.values()):,} scenes", _draw),
     ("starting Ray", _start_ray),
     ("training a small VGG on them", _train),
     ("CHIP on two of its layers", _chip),
+    ("guided feature inversion of a few scenes", _gfi),
+    ("methods compared on the same scenes", _compare),
+    ("what its layers add to a score", _layers),
+    ("which class each pixel of a scene votes for", _votes),
+    ("a network that enlarges scenes, pixel by pixel", _enlarge),
+    ("a network that asks for the colours of grey scenes", _ask),
     ("the scenes filtered and relabelled at two levels", _coco),
     ("two-level networks on the kept scenes", _semantic),
 )

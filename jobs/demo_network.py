@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from jobs.scenes import CLASS_NAMES
+from pipeline.learnt import Learnt, Trained
 from pipeline.storage import Folder
-from pipeline.train import Learnt, Trained, Worker, train
+from pipeline.train import Worker, train
 from stages.preprocess import Preprocess
 from stages.training import Progress, TensorData, TrainingConfig, fit, uniform
 

@@ -1,16 +1,27 @@
-"""Parts that the pages of several jobs share: the totals' notice, and settings as text."""
+"""Parts that the pages of several jobs share: where a page lies, names, the totals' notice, and settings as text."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
-from jobs.chip_report_data import StepTotals
+from jobs.step_totals import StepTotals
 from pipeline.report.blocks import Notice
 from pipeline.report.wording import show
+from pipeline.run import Run
+from pipeline.storage import Folder
+
+
+def report_folder(run: Run, described: Mapping[str, Any]) -> Folder:
+    """RUN/report/<fingerprint8>/, named by all steps together: where one of them differs, so does the page."""
+    marks = {str(step["name"]): str(step["fingerprint"]) for step in described["steps"]}
+    mark = hashlib.sha256("".join(marks[name] for name in sorted(marks)).encode()).hexdigest()
+    return run.folder.child("report", mark[:8])
 
 
 def accounting(totals: Iterable[StepTotals]) -> list[Notice]:
@@ -38,3 +49,9 @@ def as_yaml(config: Mapping[str, Any]) -> str:
     return str(
         yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True, width=100)
     )
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """Each image's file name without its ending, or the whole key where two share it."""
+    stems = [PurePosixPath(key).stem for key in keys]
+    return [stem if stem and stems.count(stem) == 1 else key for key, stem in zip(keys, stems, strict=True)]

@@ -34,8 +34,16 @@ def _locate(values: Any, info: ValidationInfo) -> Any:
     return found
 
 
+def _without_crowds(values: Any) -> Any:
+    """A crowd's box is around many objects, so no single one can be found by it: left out unless asked for."""
+    if isinstance(values, Mapping) and values.get("kind") == "coco":
+        return {"crowds": False, **values}
+    return values
+
+
 Network = Annotated[ModelSpec, BeforeValidator(_locate)]
 Split = Annotated[dataset.Source, BeforeValidator(_locate)]
+JudgedSplit = Annotated[dataset.Source, BeforeValidator(_locate), BeforeValidator(_without_crowds)]  # boxes are judged
 
 
 def source(split: Any, name: str = "", classes: int | None = None) -> steps.Source:

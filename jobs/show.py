@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.compact import Compacted
     from pipeline.preview import StepEstimate, TrainingPreview
     from pipeline.status import RunStatus, StepStatus, TrainingStatus
+    from pipeline.submission import Submitted
     from pipeline.verify import VerifyReport
 
 
@@ -174,6 +176,27 @@ def _training_line(training: TrainingPreview) -> str:
 def totals_lines(totals: Mapping[str, Mapping[str, int]]) -> list[str]:
     rows = [(step, *(f"{counts.get(n, 0):,}" for n in ("ok", "filtered", "failed"))) for step, counts in totals.items()]
     return columns(("step", "ok", "filtered", "failed"), rows)
+
+
+def job_lines(jobs: Sequence[Submitted], now: float) -> list[str]:
+    """What runs and ran there, the newest first."""
+    if not jobs:
+        return ["no jobs were submitted there"]
+    from pipeline.progress import duration
+
+    rows = [
+        (job.id, job.status.lower(), "" if job.began is None else duration((job.ended or now) - job.began), job.run)
+        for job in jobs
+    ]
+    return columns(("job", "status", "time", "run"), rows)
+
+
+def compact_lines(found: Sequence[Compacted]) -> list[str]:
+    rows = [
+        (c.name, f"{c.shards:,}", f"{c.files:,}", f"{c.rows:,}", size(c.bytes), "" if c.made else "was there", c.url)
+        for c in found
+    ]
+    return columns(("step", "shards", "files", "rows", "size", "", "where"), rows)
 
 
 def size(count: float) -> str:

@@ -9,71 +9,24 @@ does nothing, 1,300 shards, on Ray on this machine; the driver's time for each s
 Memory is that of driver, ledger and workers (their sum) at about 300, 800 and 1,300 shards. `resume`: the finished
 run, asked again. `sweep`: the demo's scenes and network with random weights; the bare loop decodes, computes and makes
 the Parquet bytes in one process with as many threads. Through the engine it is timed from the first shard given out to
-the last commit. Both are the least of five, in turns; `sweep_outside_stage` is the share of the engine's time in which
+the last commit. Both are medians of six, in turns; `sweep_outside_stage` is the share of the engine's time in which
 its worker was not in the stage, which a busy machine does not blur. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import os
-import resource
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+from scaling import Sleep, SleepConfig, peak_mb, report, times
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 SHARDS = 1300
 THREADS = 1  # of the sweep, in both of its ways
-
-
-@dataclasses.dataclass(frozen=True)
-class NoopConfig:
-    batch: int = 1000
-
-
-class Noop:
-    """A stage that looks at nothing and says one number for each row."""
-
-    version = 1
-    wants = "records"
-
-    def __init__(self, config: NoopConfig) -> None:
-        self.config = config
-
-    @property
-    def schema(self) -> pa.Schema:
-        return pa.schema([pa.field("zero", pa.int8())])
-
-    def micro_batch(self, device: Any) -> int:
-        return self.config.batch
-
-    def prepare(self, image: Any, row: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {}
-
-    def setup(self, device: Any, inputs: Mapping[str, Any]) -> None:
-        pass
-
-    def __call__(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [{"zero": 0}] * int(batch["valid"].sum())
-
-
-def peak_mb() -> float:
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
 
 
 def noop_job(keys: int) -> Any:
@@ -91,7 +44,7 @@ def noop_job(keys: int) -> Any:
     names = [str(i) for i in range(1000)]
     listed = parse_source({"kind": "list", "path": str(path), "classes": names, "images": False})
     source = Source(listed.model_dump(mode="json"), lambda: key_table(listed))
-    stage = Noop(NoopConfig(batch=max(1, keys // SHARDS)))
+    stage = Sleep(SleepConfig(batch=max(1, keys // SHARDS), row_s=0))
     return Job("noop", {"keys": keys}, {"all": source}, (Measure("noop", stage, ("all",)),))
 
 
@@ -99,7 +52,8 @@ def plan(keys: int) -> dict[str, Any]:
     """List, freeze and plan, as the engine does, with the micro-run in this process."""
     from pipeline import plan as plans
     from pipeline.run import Run
-    from pipeline.worker import Work, Worker
+    from pipeline.tasks import Work
+    from pipeline.worker import Worker
 
     began, job = time.perf_counter(), noop_job(keys)
     written, step, run = time.perf_counter(), job.steps[0], Run("plan")
@@ -281,30 +235,11 @@ def engine_sweep(job: Any, url: str) -> tuple[float, float, float]:
     began = time.perf_counter()
     execute(job, url, options(1, only=("sweep",), say=lambda text: None))
     whole = time.perf_counter() - began
-    events = [json.loads(line) for file in Path(url, "events").iterdir() for line in file.read_text().splitlines()]
-    at = {kind: [datetime.fromisoformat(e["at"]) for e in events if e["kind"] == kind] for kind in ("start", "commit")}
-    computed = sum(e["computed_s"] for e in events if e["kind"] == "commit")
-    return (max(at["commit"]) - min(at["start"])).total_seconds(), whole, computed
+    given_out, committed, computed = times(url)
+    return committed - given_out, whole, computed
 
 
 PARTS = {"plan": plan, "shards": shards, "resume": resume, "sweep": sweep}
-
-
-def part(name: str, count: int, folder: str) -> dict[str, Any]:
-    """One part in a process of its own; workers import this file as the module ``engine``."""
-    path = os.pathsep.join([str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    code = f"import engine, json; print(json.dumps(engine.PARTS[{name!r}]({count})))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(THREADS)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    *said, last = done.stdout.strip().splitlines()
-    print("\n".join([*said, f"{name}: {last}"]), flush=True)
-    return dict(json.loads(last))
 
 
 def main() -> None:
@@ -317,12 +252,7 @@ def main() -> None:
         "shards": 16 * SHARDS if args.quick else 1_300_000,
         "sweep": 100 if args.quick else 200,
     }
-    counts["resume"] = counts["shards"]
-    result: dict[str, Any] = {"bench": "engine", "load_average": os.getloadavg()[0]}
-    with tempfile.TemporaryDirectory(prefix="raylens-bench-") as folder:
-        for name in args.parts.split(","):
-            result |= part(name, counts[name], folder)
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}))
+    report("engine", args.parts, counts | {"resume": counts["shards"]})
 
 
 if __name__ == "__main__":

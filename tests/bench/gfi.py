@@ -30,7 +30,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stages.gfi.background import blurred
-from stages.gfi.explainer import Explainer
+from stages.gfi.explainer import Explainer, Precision
 from stages.gfi.optimise import explain, invert
 from stages.gfi.recipe import recipe
 
@@ -92,6 +92,7 @@ class Loop:
 
 
 _CLOCK = [time.perf_counter]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
@@ -110,8 +111,8 @@ def ours(explainer: Explainer, x: torch.Tensor) -> tuple[float, float]:
     begun = explainer.begin(x, blur)
     targets = torch.full((len(x),), 3, device=x.device)
     first, second = explainer.recipe.steps
-    inverting = timed(lambda: invert(begun.problem, explainer.features), x.device)
-    of_class = timed(lambda: explain(begun.problem, explainer.logits, begun.weights, targets), x.device)
+    inverting = timed(lambda: invert(begun.problem, explainer.features_behind), x.device)
+    of_class = timed(lambda: explain(begun.problem, explainer.logits_behind, begun.weights, targets), x.device)
     return inverting / first / len(x), of_class / second / len(x)
 
 
@@ -127,7 +128,7 @@ def on_cpu(args: argparse.Namespace) -> dict[str, Any]:
     steps, times = (1, 1) if args.quick else (2, 3)
     x = images(args.batch, device)
     speed = "compile" if args.compile else "eager"
-    kinds = ("float32", "bfloat16")
+    kinds = PRECISIONS
     short = recipe("authors", steps=(steps, steps))
     made = {kind: Explainer(network, x[:1], short, precision=kind, speed=speed) for kind in kinds}
     loop = Loop(slow, slow.get_submodule(layer), x[:1])
@@ -181,26 +182,38 @@ def spread(count: int, batch: int = 16, **changes: Any) -> dict[str, Any]:
     files = sorted((data / "ilsvrc_val/images").glob("*.jpg"))[:count]
     pixels = np.stack([preprocess.pixels(np.asarray(Image.open(f).convert("RGB"))) for f in files])
     x = preprocess.normalise(torch.from_numpy(pixels))
-    explainer = Explainer(network.module, x[:1], recipe("paper", **changes))
-    masks, scores = {}, {}
-    for size in (1, batch):
-        parts, kept = [], []
-        for piece in x.split(size):
-            begun = explainer.begin(piece, blurred(piece))
-            answer = explainer.answer(begun, begun.probabilities.argmax(dim=1))
+    with torch.no_grad():
+        classes = torch.cat([network.module(piece).argmax(dim=1) for piece in x.split(batch)])  # the same in every run
+    made = {p: Explainer(network.module, x[:1], recipe("paper", **changes), precision=p) for p in PRECISIONS}
+    runs = {"alone": ("float32", 1), "together": ("float32", batch), "bfloat16": ("bfloat16", batch)}
+    masks, kept = {}, {}
+    for name, (precision, size) in runs.items():
+        parts, after = [], []
+        for piece, targets in zip(x.split(size), classes.split(size), strict=True):
+            begun = made[precision].begin(piece, blurred(piece))
+            answer = made[precision].answer(begun, targets)
             mask = begun.problem.mask(answer.w)[:, 0]
             parts.append(mask >= 1.5 * mask.mean((1, 2), keepdim=True))
-            kept.append(answer.kept_after)
-        masks[size], scores[size] = torch.cat(parts), torch.cat(kept)
-    overlap = (masks[1] & masks[batch]).sum((1, 2)) / (masks[1] | masks[batch]).sum((1, 2)).clamp(min=1)
-    moved = (scores[1] - scores[batch]).abs()
+            after.append(answer.kept_after)
+        masks[name], kept[name] = torch.cat(parts), torch.cat(after)
     return {
         "images": len(files),
         "batch": batch,
+        "float32_alone_or_together": agreement(masks["alone"], masks["together"], kept["alone"], kept["together"]),
+        "float32_or_bfloat16": agreement(masks["together"], masks["bfloat16"], kept["together"], kept["bfloat16"]),
+    }
+
+
+def agreement(one: torch.Tensor, other: torch.Tensor, kept: torch.Tensor, kept_other: torch.Tensor) -> dict[str, float]:
+    """Of masks [n, H, W] at the default threshold, and of the probability [n] of the class in what they keep."""
+    overlap = (one & other).sum((1, 2)) / (one | other).sum((1, 2)).clamp(min=1)
+    moved = (kept - kept_other).abs()
+    return {
         "mask_iou_mean": round(float(overlap.mean()), 4),
         "mask_iou_least": round(float(overlap.min()), 4),
         "score_change_mean": round(float(moved.mean()), 5),
         "score_change_most": round(float(moved.max()), 5),
+        "score_change_signed": round(float((kept_other - kept).mean()), 5),
     }
 
 

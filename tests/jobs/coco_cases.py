@@ -19,7 +19,8 @@ from pipeline.options import Options, Resources
 from pipeline.reduce import Part, Reducing, reduce_here
 from pipeline.run import Run
 from pipeline.shards import Shards
-from pipeline.worker import Task, Work, Worker
+from pipeline.tasks import Task, Work
+from pipeline.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = [("person", "person"), ("dog", "animal"), ("cat", "animal"), ("car", "vehicle"), ("bus", "vehicle")]

@@ -105,11 +105,11 @@ def test_labels_that_the_network_does_not_have_are_refused_before_any_work(proje
     assert not (run / "keys").exists(), "nothing is frozen: the same folder serves once the config is right"
 
 
-def test_another_lambda_stands_beside_the_first_without_a_new_sweep(finished, project):
+def test_another_lambda_stands_beside_the_first_without_a_new_sweep(finished, project, ray_session):
     run, _ = finished
     sweep = {f: f.stat().st_mtime_ns for f in run.glob("sweep/fit/part-*")}
     words = ("--only", "solve", "--set", "solve.lambda_rel=0.3", "--label", "sparser", "--run", run)
-    done = raylens("chip", project / "chip.yaml", *words, cwd=project)
+    done = raylens("chip", project / "chip.yaml", *words, "--address", ray_session.address, cwd=project)
     assert done.returncode == 0, done.stderr
     assert {f: f.stat().st_mtime_ns for f in run.glob("sweep/fit/part-*")} == sweep
     assert len(list(run.glob("solve/*"))) == 2
@@ -129,10 +129,10 @@ def test_another_seed_is_refused_with_the_fields_that_differ(finished, project):
     assert "Traceback" not in done.stderr
 
 
-def test_an_unreadable_image_is_a_row_and_exit_status_3(project, tmp_path):
+def test_an_unreadable_image_is_a_row_and_exit_status_3(project, tmp_path, ray_session):
     shutil.copytree(project, tmp_path / "project")
     (tmp_path / "project/scenes/fit/000007.png").write_bytes(b"no picture")
-    words = ("--run", tmp_path / "run", "--only", "solve")
+    words = ("--run", tmp_path / "run", "--only", "solve", "--address", ray_session.address)
     done = raylens("chip", tmp_path / "project/chip.yaml", *words, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     rows = table(tmp_path / "run", "sweep", "fit").select(["key", "status", "error"]).to_pylist()

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from jobs import chip_report_errors, chip_report_fits, chip_report_pictures
-from jobs.chip_report import ChipReportData, Layer, Solve, StepTotals, chip_page
+from jobs.chip_report import ChipReportData, Layer, Solve, chip_page
+from jobs.step_totals import StepTotals
 from pipeline.errors import RaylensError
 from pipeline.report.blocks import PictureGrid, Section, Table
 from pipeline.report.page import Page

@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
+from jobs import cli
 from pipeline import plan as plans
+from pipeline.errors import UsageError
 from pipeline.estimate import Measured
+from pipeline.options import Options
 from pipeline.run import Run
 from pipeline.shards import Shards
-from pipeline.steps import Source
+from pipeline.steps import Job, Source
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +62,7 @@ def run(tmp_path: Path) -> Run:
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     done = raylens("--help")
     assert done.returncode == 0
-    for command in ("chip", "plan", "status", "verify", "report", "demo", "version"):
+    for command in ("chip", "plan", "status", "verify", "report", "answer", "demo", "version"):
         assert f"\n  {command} " in done.stdout
     code = "import sys, jobs.cli; print(sorted({'torch', 'ray', 'pyarrow', 'pydantic', 'numpy'} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -117,6 +121,19 @@ def test_wrong_config_exits_2_and_names_field_value_and_nearest_name(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_plan_refuses_other_settings_of_a_training_before_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UsageError("this training was begun with other settings")
+
+    job = SimpleNamespace(build=lambda _: Job("toy", {}, {}, ()))
+    settings = SimpleNamespace(run="memory://toy", options=lambda **_: Options())
+    monkeypatch.setattr(cli, "load", lambda *_: (job, settings))
+    monkeypatch.setattr("pipeline.preview.preview_trainings", refuse)
+    monkeypatch.setattr("pipeline.preview.preview", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(UsageError, match="other settings"):
+        cli.plan("toy", "toy.yaml")
+
+
 def test_folder_that_is_no_run_is_one_message_and_status_2(tmp_path: Path) -> None:
     for command in ("status", "verify", "report"):
         done = raylens(command, str(tmp_path))
@@ -144,6 +161,38 @@ def test_status_tells_rows_and_failed_keys(run: Run) -> None:
     told = json.loads(raylens("status", run.url, "--json").stdout)
     assert told["complete"] is True
     assert told["steps"][0]["rows"] == {"ok": 19, "filtered": 0, "failed": 1}
+
+
+def test_what_dies_after_a_commands_end_does_not_change_its_exit_status() -> None:
+    """Threads of libraries may abort a process that is torn down; exit handlers still run."""
+    program = "; ".join(
+        [
+            "import atexit, os, sys",
+            "atexit.register(lambda: print('handled'))",
+            "sys.last = type('Last', (), {'__del__': lambda self: os.abort()})()",
+            "from jobs.cli import main",
+            "main(sys.argv[1:])",
+        ]
+    )
+    for words, status in ((["version"], 0), (["no-such-command"], 2), (["status", "/nowhere"], 2)):
+        command = [sys.executable, "-c", program, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, "handled" in done.stdout.splitlines()) == (status, True), done.stderr
+
+
+def test_a_watched_run_is_shown_until_it_is_complete(run: Run) -> None:
+    receipts = Path(run.url) / "sweep/fit/receipts"
+    kept = (receipts / "00001.json").read_bytes()
+    (receipts / "00001.json").unlink()
+    command = [sys.executable, "-m", "jobs.cli", "status", run.url, "--watch"]
+    watching = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1)
+    assert watching.stdout is not None
+    assert "not complete" in watching.stdout.readline()
+    (receipts / "00001.json").write_bytes(kept)
+    shown, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0
+    last = [line for line in shown.splitlines() if line.startswith(run.url)][-1]
+    assert last.endswith("job chip  complete")
 
 
 def test_verify_exits_1_on_damage_names_it_and_repairs_on_request(run: Run) -> None:
@@ -196,5 +245,5 @@ def test_interrupt_is_told_with_how_to_go_on(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "stopped; run the same command again to resume"
+    assert "stopped; run the same command again to resume" in told.splitlines()
     assert "Traceback" not in told

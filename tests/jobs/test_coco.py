@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +27,7 @@ from stages.coco.masks import mask
 KEPT = {("tiny", "train"): (25, 80), ("tiny", "val"): (26, 80), ("mini", "train"): (30, 80), ("mini", "val"): (30, 79)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    import ray
-
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("joined")
 
 
 @pytest.mark.parametrize("subset", ["tiny", "mini"])
