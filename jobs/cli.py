@@ -17,9 +17,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from jobs.answer_command import answer
-from jobs.job_command import JOBS, ConfigFile, RetryFailed, RunOption, Sets, Yes, code_path, load, run_url
-from jobs.submit_command import list_jobs, stop, submit
+from jobs.commands.answer import answer
+from jobs.commands.job import JOBS, ConfigFile, RetryFailed, RunOption, Sets, Yes, code_path, load, run_url
+from jobs.commands.submit import list_jobs, stop, submit
 from pipeline.errors import RaylensError, UsageError
 from pipeline.leaving import leave
 
@@ -217,7 +217,7 @@ def demo(
     run: Annotated[str, typer.Option("--run", metavar="URL", help="Where the demo goes.")] = "runs/demo",
     full: Annotated[bool, typer.Option("--full", help="More images and longer training.")] = False,
 ) -> None:
-    raise typer.Exit(int(importlib.import_module("jobs.demo").run(run, full=full) or 0))
+    raise typer.Exit(int(importlib.import_module("jobs.demo.run").run(run, full=full) or 0))
 
 
 @app.command(help="Versions of Raylens and of what it stands on.")

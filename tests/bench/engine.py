@@ -170,9 +170,10 @@ def sweep(scenes: int) -> dict[str, Any]:
     import safetensors.torch
     import torch
 
-    from jobs import chip, demo
-    from jobs.demo_network import SIZE, small_vgg
-    from jobs.scenes import write_scenes
+    from jobs import chip
+    from jobs.demo.network import SIZE, small_vgg
+    from jobs.demo.run import chip_config
+    from jobs.demo.scenes import write_scenes
     from pipeline.cluster import connect
 
     torch.manual_seed(0)
@@ -181,7 +182,7 @@ def sweep(scenes: int) -> dict[str, Any]:
         write_scenes(root / "scenes", dict.fromkeys(("train", "tune", "val"), scenes), size=SIZE, workers=2)
         (root / "backbone").mkdir()
         (root / "backbone/network.safetensors").write_bytes(safetensors.torch.save(small_vgg().state_dict()))
-    job = chip.build(demo.chip_config(root, full=True))
+    job = chip.build(chip_config(root, full=True))
     connect(options(1).resources)
     bare, engine, whole, outside = [], [], [], []
     for turn in range(6):

@@ -30,15 +30,16 @@ def demo_job(root: Path, counts: dict[str, int]) -> Any:
     import safetensors.torch
     import torch
 
-    from jobs import chip, demo
-    from jobs.demo_network import SIZE, small_vgg
-    from jobs.scenes import write_scenes
+    from jobs import chip
+    from jobs.demo.network import SIZE, small_vgg
+    from jobs.demo.run import chip_config
+    from jobs.demo.scenes import write_scenes
 
     torch.manual_seed(0)
     write_scenes(root / "scenes", counts, size=SIZE, workers=2)
     (root / "backbone").mkdir()
     (root / "backbone/network.safetensors").write_bytes(safetensors.torch.save(small_vgg().state_dict()))
-    return chip.build(demo.chip_config(root, full=True))
+    return chip.build(chip_config(root, full=True))
 
 
 def taken(run: Path, step: str) -> float:

@@ -45,7 +45,7 @@ document.addEventListener("drawn", () => {
 
 def filters(side: int, field: int, rng: np.random.Generator) -> Any:
     """What a network twice as large that reads ``field`` pixels gives: every row and column."""
-    from jobs.explorer_rows import Filters, Patches
+    from jobs.explorer.rows import Filters, Patches
 
     def patches(size: int, patch: int, scale: float) -> Patches:
         places = np.argwhere(np.ones((1, size, size), bool)).astype(np.int32)
@@ -59,10 +59,10 @@ def filters(side: int, field: int, rng: np.random.Generator) -> Any:
 
 def write(folder: Path, side: int, networks: int) -> Path:
     """The page of one image, without a run: its scripts, its index, its index.html."""
-    from importlib.resources import files
 
-    from jobs.explorer_chunks import filter_facts, filter_scripts, script
-    from jobs.explorer_page import SCRIPTS, ExplorerData, explorer_page
+    from jobs.explorer.chunks import filter_facts, filter_scripts, script
+    from jobs.explorer.page import SHIPPED, ExplorerData, explorer_page
+    from jobs.report.parts import scripts
 
     rng = np.random.default_rng(0)
     names = [f"net{i}" for i in range(networks)]
@@ -76,9 +76,8 @@ def write(folder: Path, side: int, networks: int) -> Path:
     images = [{"key": "drawn", "name": "drawn", "thumbnail": None, "networks": told}]
     index = {"networks": [{"name": name} for name in names], "images": images}
     (folder / "data/index.js").write_bytes(script("index", index))
-    for name in SCRIPTS:
-        if "/" not in name:
-            (folder / name).write_bytes((files("jobs") / name).read_bytes())
+    for name, content in scripts("jobs.explorer", SHIPPED).items():
+        (folder / name).write_bytes(content)
     described = {"config": {"task": "filters", "networks": {name: {} for name in names}}}
     return explorer_page(ExplorerData("bench", described, [], images)).write(folder / "index.html")
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("counts")
 def configs(here: Path) -> Iterator[list[tuple[type, str, dict[str, Any]]]]:
     import importlib
 
-    from jobs.job_command import JOBS
+    from jobs.commands.job import JOBS
 
     found = []
     for path in sorted((ROOT / "jobs/configs").glob("*.yaml")):

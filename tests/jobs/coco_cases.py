@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.coco import CocoConfig, build, run
-from jobs.coco_kept import write_kept
+from jobs.coco.kept import write_kept
 from jobs.config import check
 from pipeline import plan as plans
 from pipeline.estimate import Measured

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from jobs.explorer import write_page
+from jobs.explorer.write import write_page
 from pipeline import plan as plans
 from pipeline import slices
 from pipeline.decode import stack

@@ -12,8 +12,8 @@ import torch
 
 from jobs import asking
 from jobs.config import load_config
-from jobs.scenes import write_scenes
-from jobs.semantic_train import TwoLevelTrainer
+from jobs.demo.scenes import write_scenes
+from jobs.semantic.train import TwoLevelTrainer
 from pipeline.learnt import Trained
 from pipeline.options import Options, Resources
 from pipeline.preview import preview

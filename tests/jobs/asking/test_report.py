@@ -1,0 +1,104 @@
+"""Sentences of the asking job's page: each says what is so in this run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.asking import AskingConfig
+from jobs.asking.config import TRAIN
+from jobs.asking.evaluate import EXACT, RANDOM
+from jobs.asking.gather_evaluate import evaluated
+from jobs.asking.report import AskingReportData, asking_page
+from jobs.asking.report_evaluate import Evaluated
+from jobs.config import check
+from pipeline.checkpoints import commit
+from pipeline.run import Run
+
+MEASURED = [
+    {"network": network, "question": question, "n": 2, **{f"{name}{end}": 0.5 for name in names for end in ("", "_se")}}
+    for network in ("asked", "exact")
+    for question in (0, 1)
+    for names in [("precision", "moved", "above", "whole")]
+]
+
+
+def text(
+    folder: Path,
+    learn: dict[str, Any] | None = None,
+    augment: bool = True,
+    tune: bool = True,
+    segmented: bool = True,
+    found: Evaluated | None = None,
+) -> str:
+    images = {"kind": "folder", "root": "images"}
+    told = (learn or {}).get("told", "asked")
+    values = {
+        "task": "evaluate" if found is not None else "train",
+        "data": {"train": images, "ask": {"kind": "folder", "root": "others"}},
+        "learn": learn or {},
+        "training": {} if augment else {"augment": None},
+    }
+    if segmented:
+        values["data"]["segmented"] = {"images": {"kind": "folder", "root": "drawn"}}  # type: ignore[index]
+    config = check(AskingConfig, values, where="mine.yaml").model_dump(mode="json")
+    measured = {"loss": 0.1} | ({"tune_loss": 0.2, "psnr_0": 20.0} if tune else {})
+    facts = {
+        "lesson": {"noise": config["learn"]["noise"], "smooth": 0.1},
+        "hints": told,
+        "history": [{"epoch": epoch, **measured} for epoch in (1, 2)],
+        "best_epoch": 2,
+        "rows": {"train": 5},
+        "unet": config["network"],
+        "unreadable": {},
+    }
+    data = AskingReportData(run="runs/mine", config=config, provenance={}, facts=facts, evaluated=found)
+    return asking_page(data).write(folder / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "of augmented images with noisy answers, as many as were drawn for each; the tune loss of plain images"),
+        ({"augment": False}, "of plain images with noisy answers"),
+        ({"learn": {"noise": 0.0}}, "of augmented images with exact answers"),
+        (
+            {"learn": {"told": "random"}},
+            "of augmented images with exact hints, as many as were drawn for each; the tune",
+        ),
+        ({"learn": {"told": "none"}}, "of augmented images without hints; the tune loss of plain images."),
+        ({"tune": False}, "of augmented images with noisy answers, as many as were drawn for each.<"),
+    ],
+)
+def test_losses_are_of_what_was_trained_on(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    assert words in text(tmp_path, **given)
+
+
+def test_answers_without_noise_are_said_to_be_so(tmp_path: Path) -> None:
+    quiet = text(tmp_path, {"noise": 0.0}, found=Evaluated(classes=MEASURED, noisy=False))
+    assert "no noise" in quiet
+    assert "Trained with learn.noise 0" in quiet
+    assert "Trained with noise on answers" not in quiet
+    assert "Trained with noise on answers" in text(tmp_path, found=Evaluated(classes=MEASURED))
+
+
+def test_classes_that_are_not_measured_yet_are_not_said_to_be_missing(tmp_path: Path) -> None:
+    missing = "No pictures with drawn classes were given"
+    assert missing in text(tmp_path, segmented=False, found=Evaluated())
+    there = text(tmp_path, found=Evaluated())
+    assert missing not in there
+    assert "Class precision is not measured yet." in there
+
+
+def test_only_trainings_of_the_run_as_it_is_now_are_shown(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    for name in (TRAIN, RANDOM, EXACT):
+        commit(run.step_folder(name).child("result"), {"facts.json": json.dumps({"of": name}).encode()})
+    notes: list[str] = []
+    found = evaluated(run, {TRAIN, RANDOM}, {}, True, notes)
+    assert dict(found.networks) == {"asks, noise on answers": {"of": TRAIN}, "told at random points": {"of": RANDOM}}
+    assert list(evaluated(run, {TRAIN}, {}, False, notes).networks) == ["asks, learn.noise 0"]
+    assert not notes
