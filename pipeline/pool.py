@@ -20,7 +20,7 @@ from pipeline.errors import RaylensError
 from pipeline.estimate import Measured
 from pipeline.options import Resources
 from pipeline.places import Places
-from pipeline.remote_errors import told
+from pipeline.remote_errors import last_line, told
 from pipeline.tasks import Work
 from pipeline.waiting import in_words
 
@@ -181,19 +181,30 @@ class Pool:
             raise told(error, self._name) from error
         except ray.exceptions.RayError as error:
             self.drop(member)
-            if member.slot.node not in cluster.alive_nodes():  # a node that goes says nothing about the step
-                return True
-            self._failures += 1
-            if self._failures >= SETUP_FAILURES:
-                raise RaylensError(
-                    f"{self._failures} workers in a row died while they were set up for step '{self._name}' "
-                    f"({type(error).__name__})",
-                    cure="look at the memory of the nodes: the network may not fit",
-                ) from error
+            self._count_failure(member, error)
             return True
         self._failures = 0
         member.ready = True
         return True
+
+    def _count_failure(self, member: Member, error: ray.exceptions.RayError) -> None:
+        """A node that goes says nothing about the step, and takes all its workers along.
+
+        It is on Ray's list for a while yet: until then its workers are not dead but unavailable.
+        """
+        unavailable = isinstance(error, ray.exceptions.ActorUnavailableError) or getattr(error, "preempted", False)
+        if unavailable or member.slot.node not in cluster.alive_nodes():
+            return
+        self._failures += 1
+        if self._failures >= SETUP_FAILURES:
+            cure = "look at the memory of the nodes: the network may not fit"
+            if getattr(error, "actor_init_failed", False):
+                cure = "see that every node has the same Raylens and the same libraries as this one"
+            raise RaylensError(
+                f"{self._failures} workers in a row died while they were set up for step '{self._name}' "
+                f"({type(error).__name__}: {last_line(error)})",
+                cure=cure,
+            ) from error
 
     @property
     def _name(self) -> str:

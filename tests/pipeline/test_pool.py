@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from pipeline import cluster, demand, growth, places, pool
 from pipeline.cluster import Slot
-from pipeline.errors import UsageError
+from pipeline.errors import RaylensError, UsageError
 from pipeline.estimate import Measured
 from pipeline.options import Resources
 
@@ -234,3 +235,72 @@ def test_a_cluster_without_places_and_autoscaler_is_refused(world: World) -> Non
     world.now += 20
     with pytest.raises(UsageError, match="no place"):
         joined.refresh(4)
+
+
+class Died(ray.exceptions.ActorDiedError):
+    """As Ray tells it, without the protocol buffers it is made of."""
+
+    def __init__(self, told: str, *, preempted: bool = False, init: bool = False) -> None:
+        ray.exceptions.RayActorError.__init__(self, None, told, init, preempted)
+
+
+class TestSetupsThatFail:
+    @pytest.fixture
+    def workers(self, world: World, monkeypatch: pytest.MonkeyPatch) -> pool.Pool:
+        """Eight, on the GPUs of one node."""
+
+        def get(reference: Any) -> None:
+            raise self.error
+
+        world.slots = [Slot("a", i, "cuda", 1.0, 8) for i in range(8)]
+        monkeypatch.setattr(pool.ray, "exceptions", ray.exceptions, raising=False)
+        monkeypatch.setattr(pool.ray, "get", get, raising=False)
+        return begun(Resources(HEAD), 16)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ray.exceptions.ActorUnavailableError("connection reset", None),
+            Died("its node was preempted", preempted=True),
+        ],
+    )
+    def test_a_node_that_goes_with_all_its_workers_is_free_though_ray_still_lists_it(
+        self, workers: pool.Pool, error: Exception
+    ) -> None:
+        self.error = error
+        for reference in workers.pending:
+            assert workers.settle(reference)
+        assert (workers.members, workers.pending) == ([], [])
+
+    def test_a_node_that_is_gone_is_free(self, workers: pool.Pool, world: World) -> None:
+        self.error, world.slots = Died("its node died"), []
+        for reference in workers.pending:
+            workers.settle(reference)
+        assert workers.members == []
+
+    @pytest.mark.parametrize(
+        ("error", "told"),
+        [
+            (
+                Died("The actor died.\n\tpid: 7\nWorker exits: it was killed by SIGKILL"),
+                "3 workers in a row died while they were set up for step 'sweep' (Died: Worker exits: it was killed by "
+                "SIGKILL)\n  -> look at the memory of the nodes: the network may not fit",
+            ),
+            (
+                Died("The actor died:\nTraceback\nModuleNotFoundError: No module named 'pipeline'", init=True),
+                "3 workers in a row died while they were set up for step 'sweep' (Died: ModuleNotFoundError: No module "
+                "named 'pipeline')\n  -> see that every node has the same Raylens and the same libraries as this one",
+            ),
+        ],
+        ids=["killed", "nothing installed"],
+    )
+    def test_three_deaths_in_a_row_end_the_run_and_say_what_ray_says(
+        self, workers: pool.Pool, error: Exception, told: str
+    ) -> None:
+        self.error = error
+        first, second, third, *_ = workers.pending
+        workers.settle(first)
+        workers.settle(second)
+        with pytest.raises(RaylensError) as ended:
+            workers.settle(third)
+        assert str(ended.value) == told
