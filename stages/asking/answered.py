@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.asking.means import Means, mean_columns, means
-from stages.asking.train import EXACT
+from stages.asking.psnr import LARGEST
 from stages.metrics.moments import moments
 from stages.schema import column
 
@@ -58,7 +58,7 @@ class Answered(Means[AnsweredConfig]):
         values = np.array(table["psnr"].to_pylist(), np.float64)
         if values.shape != (table.num_rows, self.config.hints + 1):
             raise ValueError(f"rows have PSNR after 0..{self.config.hints} answers: these have not")
-        share = np.minimum(values, EXACT) / EXACT
+        share = np.minimum(values, LARGEST) / LARGEST
         gains = np.diff(share, axis=1, prepend=np.nan)
         exact = np.isinf(values).sum(0, dtype=np.int64)
         return np.concatenate([moments(share), moments(gains), exact[:, None]], axis=1)
@@ -66,4 +66,4 @@ class Answered(Means[AnsweredConfig]):
     def rows(self, state: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
         for answers, numbers in enumerate(state):
             row = {"answers": answers, "n": int(numbers[0]), "exact": int(numbers[6])}
-            yield row | means(EXACT, psnr=numbers[:3], gain=numbers[3:6])
+            yield row | means(LARGEST, psnr=numbers[:3], gain=numbers[3:6])

@@ -24,12 +24,12 @@ from stages.preprocess import Preprocess
 from stages.schema import column
 from stages.training_draws import row_seeds
 
-ASKED, EXACT, NONE = "asked", "asked_exact", "none"
+ASKED, ASKED_EXACT, NONE = "asked", "asked_exact", "none"
 POINTS = {"points": "a network", "levin": "Levin et al.", "bilateral": "Barron and Poole"}
 RANDOM, WORST = "random", "max_error"
 MEANING = {
     ASKED: "asks, trained with the noise on answers that the config sets",
-    EXACT: "asks, trained without noise on answers",
+    ASKED_EXACT: "asks, trained without noise on answers",
     NONE: "a network that is told nothing",
 }
 
@@ -59,7 +59,7 @@ class ContestConfig:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        asking = (ASKED, EXACT) if self.exact else (ASKED,)
+        asking = (ASKED, ASKED_EXACT) if self.exact else (ASKED,)
         told = list(POINTS) if self.classical else ["points"]
         return (*asking, *(f"{name}_{where}" for name in told for where in (RANDOM, WORST)), NONE)
 
@@ -137,7 +137,7 @@ class Contest:
             "bilateral": lambda: solved(config.bilateral, task),
         }
         for name in config.methods:
-            if name in (ASKED, EXACT):
+            if name in (ASKED, ASKED_EXACT):
                 agent = agents["asked" if name == ASKED else "exact"]
                 yield name, process(agent, task, pixels, config.hints)
             elif name == NONE:

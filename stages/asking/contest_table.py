@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stages.asking.contest import ASKED, NONE
 from stages.asking.means import Means, mean_columns, means
-from stages.asking.train import EXACT as LARGEST
+from stages.asking.psnr import LARGEST
 from stages.metrics.moments import moments
 from stages.schema import column
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LARGEST = 100.0  # dB that an image without any error counts in a mean
+
 
 def psnr(picture: Tensor, truth: Tensor) -> Tensor:
     """10 log10(255^2 / mean over channels and pixels of the squared difference), for each image, in dB.

@@ -15,6 +15,7 @@ from stages.asking.colour import to_unit
 from stages.asking.lesson import Lesson, LessonConfig, PointLesson, lesson_of, point_lesson_of
 from stages.asking.points import OnOneMap, at_random, network, side_of
 from stages.asking.process import Process, process
+from stages.asking.psnr import LARGEST
 from stages.asking.tasks import ColorNatural
 from stages.asking.unet import UNetConfig
 from stages.preprocess import Preprocess
@@ -30,7 +31,6 @@ RECIPE = TrainingConfig(
     epochs=20, batch=32, optimizer="adamw", lr=1e-3, weight_decay=1e-4, warmup=0.1, clip=1.0, schedule="one_cycle"
 )
 PIXELS = Preprocess((128, 128), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # only size and frame are used
-EXACT = 100.0  # dB that an image without any error counts in a mean
 
 Sample = Callable[[int, Process, Tensor], None]  # (epoch, process, the pictures uint8 [B, 3, H, W])
 
@@ -41,7 +41,7 @@ class AskingTraining:
 
     ``augment`` None trains on the plain pictures. ``skip_unreadable`` leaves out those that cannot be read, and lists
     them; without it the first such row ends the training. The first ``samples`` pictures of the tune split are shown
-    after every ``sample_every`` epochs and after the last.
+    after every ``sample_every`` epochs and after the last; none where it is 0.
 
     ``hints``: who says where something is told. ``asked``: the network; ``random``: chance, in squares of ``side``
     pixels (stages.asking.points: the rest of ``lesson`` is not used); ``none``: nothing is told.
@@ -121,7 +121,8 @@ def train_asking(
         the best epoch), rows, unreadable.
 
     Raises:
-        ValueError: too few rows, a row that cannot be read, a monitor without a tune split, and what ``fit`` raises.
+        ValueError: a split without a row, too few rows, a row that cannot be read, a monitor without a tune split, and
+            what ``fit`` raises.
     """
     device = torch.device(device)
     left_out: dict[str, dict[str, str]] = {split: dict((unreadable or {}).get(split, {})) for split in data}
@@ -133,6 +134,9 @@ def train_asking(
         if bad and log is not None and rank == 0:
             log(f"{len(bad)} of {len(data[split])} images of {split} cannot be read: left out, first {next(iter(bad))}")
     data = {split: without(rows, left_out[split]) for split, rows in data.items()}
+    for split, rows in data.items():
+        if not len(rows):  # a mean over nothing would pass for a loss of 0, the best of all
+            raise ValueError(f"{split} has no image that can be read: {_first(left_out[split])}")
     tune = data.get("tune")
     if tune is None and config.training.monitor in config.metrics:
         raise ValueError(f"monitor {config.training.monitor!r} is measured on the tune split: give one, or no monitor")
@@ -148,7 +152,9 @@ def train_asking(
         if progress is not None:
             progress(done)
         last = done.epoch == done.epochs
-        if sample is not None and tune is not None and (last or done.epoch % config.sample_every == 0):
+        if sample is None or tune is None or not config.samples:
+            return
+        if last or done.epoch % config.sample_every == 0:
             rows = np.arange(min(config.samples, len(tune)))
             shown = tune.batch(rows)["image"]
             agent.eval()
@@ -196,9 +202,9 @@ def measure(agent: UNetAgent, data: Data, config: AskingTraining, device: torch.
             smooth = torch.cat([found.error.new_zeros(len(found.error), 1), found.variation.cumsum(1)], 1)
             losses = found.error + (config.lesson.smooth * smooth if config.hints == "asked" else 0)
             total["tune_loss"] += float(losses.double().mean(1).sum())
-            for n, column in enumerate(found.psnr.clamp(max=EXACT).unbind(1)):
+            for n, column in enumerate(found.psnr.clamp(max=LARGEST).unbind(1)):
                 total[f"psnr_{n}"] += float(column.sum())
-    return {name: value / max(1, len(data)) for name, value in total.items()}
+    return {name: value / len(data) for name, value in total.items()}
 
 
 def conversation(agent: UNetAgent, pixels: Tensor, keys: Sequence[str], config: AskingTraining) -> Process:
@@ -208,6 +214,11 @@ def conversation(agent: UNetAgent, pixels: Tensor, keys: Sequence[str], config: 
     where = at_random(row_seeds(config.training.seed, 0, keys), config.told, config.square)
     told = OnOneMap(network(agent, config.task))
     return process(told, config.task, pixels, config.told, question=where)
+
+
+def _first(left: Mapping[str, str]) -> str:
+    """Of the rows that were left out, what is wrong with the first."""
+    return next((f"all {len(left)} are left out, first {key}: {why}" for key, why in left.items()), "it is empty")
 
 
 def _lesson(config: AskingTraining, batch: Batch, seeds: np.ndarray) -> Batch:

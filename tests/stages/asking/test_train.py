@@ -127,6 +127,14 @@ def test_sample_sheets_are_of_the_first_pictures_of_tune_when_they_are_due() -> 
     assert facts["rows"] == {"train": 8, "tune": 5}
 
 
+def test_without_samples_nothing_is_shown_and_all_is_learnt_the_same() -> None:
+    data = {"train": plain_colours(8, 0), "tune": plain_colours(5, 2)}
+    seen: list[Any] = []
+    files, _ = train_asking(data, setting(epochs=2, samples=0), sample=lambda *s: seen.append(s))
+    assert not seen
+    assert files == train_asking(data, setting(epochs=2, samples=3), sample=lambda *s: None)[0]
+
+
 class Torn(TensorData):
     """One of whose rows cannot be read."""
 
@@ -148,6 +156,18 @@ def test_rows_that_cannot_be_read_are_left_out_and_listed_or_end_it() -> None:
         train_asking(data, config, world=2)
     with pytest.raises(RowError, match="is torn"):
         train_asking(data, dataclasses.replace(config, skip_unreadable=False))
+
+
+@pytest.mark.parametrize("empty", ["train", "tune"])
+def test_a_split_of_which_no_image_can_be_read_is_named(empty: str) -> None:
+    data = {"train": plain_colours(8, 0), "tune": plain_colours(8, 1)}
+    torn = {empty: {f"{i}": "is torn" for i in range(8)}}
+    with pytest.raises(
+        ValueError, match=f"{empty} has no image that can be read: all 8 are left out, first 0: is torn"
+    ):
+        train_asking(data, setting(monitor="loss"), unreadable=torn)
+    with pytest.raises(ValueError, match=f"{empty} has no image that can be read: it is empty"):
+        train_asking(data | {empty: plain_colours(0, 0)}, setting())
 
 
 def test_mixed_precision_learns_much_the_same() -> None:
