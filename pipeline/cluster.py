@@ -1,34 +1,21 @@
-"""Ray: connecting, the places where workers can run, and the actors that run there."""
+"""Ray: connecting, and the places where workers can run."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.decode import Prepared, Row, prepare_slice, stack
 from pipeline.errors import RaylensError, UsageError
-from pipeline.estimate import Measured
 from pipeline.options import Resources
 from pipeline.provenance import cpu_count
-from pipeline.slices import DeviceLostError
-from pipeline.tasks import Done, Mark, Range, Task, Work
-from pipeline.worker import Worker
-
-IN_FLIGHT_BYTES = 512 * 2**20  # decoded slices waiting for one actor
-_DECODER_DEATHS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,150 +132,3 @@ def bundle(resources: Resources, places: Sequence[Slot]) -> dict[str, float]:
     if not places and resources.gpus == 0:
         return {"CPU": float(resources.cpus_per_actor or 1)}  # how large nodes are is seen when the first is there
     return {"GPU": resources.gpus_per_actor}
-
-
-class Host:
-    """The actor around a worker. It outlives a step: its process and its libraries are loaded once for a whole job."""
-
-    def __init__(self, ledger: Any, slot: Slot) -> None:
-        self._ledger, self._slot = ledger, slot
-        self._worker: Worker | None = None
-
-    def setup(self, work: Work, spread: bool) -> float:
-        """Load what the step needs; returns seconds. ``spread``: rows are decoded by tasks anywhere."""
-        if self._worker is not None:
-            self._worker.close()
-        self._worker = None
-        device = self._slot.device
-        if device == "cuda":
-            import torch
-
-            if not torch.cuda.is_available():  # logical GPUs, as on a test cluster; receipts name the device
-                device = "cpu"
-            elif self._slot.gpus < 1:
-                torch.cuda.set_per_process_memory_fraction(self._slot.gpus)
-        worker = Worker(work, device, self._slot.threads)
-        if spread:
-            worker.make_feeder = lambda split, todo: TaskFeeder(worker, split, todo)
-        self._worker = worker
-        return worker.setup_s
-
-    def measure(self, split: str, micro_batch: int, attempt: int) -> Measured:
-        assert self._worker is not None
-        return self._worker.measure(split, micro_batch, attempt)
-
-    def micro_batch(self) -> int:
-        assert self._worker is not None
-        return self._worker.stage.micro_batch(self._worker.device)
-
-    def run(self, task: Task) -> Done:
-        assert self._worker is not None
-        try:
-            return self._worker.run(task, self._mark)
-        except DeviceLostError as error:  # dying is what the driver understands: a death inside this slice
-            told = {"kind": "device lost", "step": self._worker.work.step.name, "shard": task.name, "error": str(error)}
-            print(json.dumps(told), file=sys.stderr, flush=True)
-            os._exit(1)
-
-    @ray.method(concurrency_group="control")
-    def prefetch(self, work_id: str, task: Task) -> None:
-        if self._worker is not None and self._worker.work.id == work_id:
-            self._worker.prefetch(task)
-
-    @ray.method(concurrency_group="control")
-    def placed(self) -> None:
-        """Answers as soon as its process is there."""
-
-    @ray.method(concurrency_group="control")
-    def stop(self) -> None:
-        if self._worker is not None:
-            self._worker.stop()
-
-    def _mark(self, mark: Mark) -> None:
-        sent = self._ledger.mark.remote(mark)
-        if mark.begin:  # must be known before the slice can kill this process
-            with contextlib.suppress(ray.exceptions.RayActorError):  # it starts again: a death here will be free
-                ray.get(sent)
-
-
-def start_host(slot: Slot, ledger: Any) -> Any:
-    """A worker at a slot. It holds no CPU, so that it can never starve the tasks it waits for."""
-    actor = ray.remote(concurrency_groups={"control": 1})(Host)
-    return actor.options(
-        num_cpus=0,
-        num_gpus=slot.gpus,
-        max_restarts=0,
-        max_task_retries=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
-    ).remote(ledger, slot)
-
-
-class TaskFeeder:
-    """Decodes in Ray tasks anywhere on the cluster, with bounded bytes in flight, and feeds by object reference."""
-
-    def __init__(self, worker: Worker, split: str, todo: Sequence[Range]) -> None:
-        self._worker, self._split = worker, split
-        self._todo = collections.deque(todo)
-        self._ready: collections.deque[tuple[Range, Any]] = collections.deque()
-        self._decode = ray.remote(_decode).options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
-        self._stage = ray.put(worker.work.step.stage) if todo else None
-        self._ahead = 2
-        self.moved_s = 0.0
-        self._fill()
-
-    def _submit(self, rows: Sequence[Row]) -> Any:
-        return self._decode.remote(self._stage, rows, self._worker.work.limits, self._worker.work.code_path)
-
-    def _fill(self) -> None:
-        while self._todo and len(self._ready) < self._ahead:
-            piece = self._todo.popleft()
-            self._ready.append((piece, self._submit(self._worker.rows(self._split, *piece))))
-
-    def __iter__(self) -> Iterator[Prepared]:
-        while self._ready:
-            piece, reference = self._ready.popleft()
-            try:
-                ray.wait([reference], fetch_local=False)  # until it is decoded; what is left is its way here
-                clock = time.perf_counter()
-                prepared = ray.get(reference)
-                self.moved_s += time.perf_counter() - clock
-            except ray.exceptions.RayTaskError:
-                raise
-            except ray.exceptions.RayError:
-                prepared = self._one_by_one(piece)
-            if prepared.bytes:
-                self._ahead = max(2, min(32, IN_FLIGHT_BYTES // prepared.bytes))
-            self._fill()
-            yield prepared
-
-    def _one_by_one(self, piece: Range) -> Prepared:
-        """A decoder died: find the row that kills it. A lost node costs a retry, a killer becomes a failed row."""
-        results: list[Any] = []
-        for row in self._worker.rows(self._split, *piece):
-            why = ""
-            for _ in range(_DECODER_DEATHS):
-                try:
-                    one = ray.get(self._submit([row]))
-                    results.append({n: a[0] for n, a in one.arrays.items()} if one.good else one.errors[0])
-                    break
-                except ray.exceptions.RayTaskError:
-                    raise  # the decoder lives: its code or its storage is at fault, not this row
-                except ray.exceptions.RayError as again:
-                    why = f"killed its decoder {_DECODER_DEATHS} times ({type(again).__name__})"
-            else:
-                results.append(why)
-        return stack(results)
-
-    def close(self) -> None:
-        self._todo.clear()
-        for _, reference in self._ready:
-            with contextlib.suppress(Exception):
-                ray.cancel(reference, force=False)
-        self._ready.clear()
-
-
-def _decode(stage: Any, rows: Sequence[Row], limits: Any, code_path: Sequence[str]) -> Prepared:
-    for path in reversed(code_path):
-        if path not in sys.path:
-            sys.path.insert(0, path)
-    return prepare_slice(stage, rows, limits)

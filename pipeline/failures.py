@@ -16,6 +16,11 @@ FREE_RETRIES = 20  # of one shard, for reasons that are not its own
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
 
 
+def backoff(nth: int) -> float:
+    """Seconds to wait after so many losses in a row."""
+    return min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (nth - 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """What to do with a shard whose attempt failed."""
@@ -44,8 +49,7 @@ class ShardFate:
         self._free += 1
         if self._free > FREE_RETRIES:
             return Verdict("give up", note=f"its worker was lost {self._free} times; the last time: {why}")
-        delay = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self._free - 1))
-        return Verdict("retry", delay, note=why)
+        return Verdict("retry", backoff(self._free), note=why)
 
     def died(self, inside: Range) -> Verdict:
         """The worker died on a living node while it computed the rows ``inside``."""

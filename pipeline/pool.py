@@ -18,6 +18,7 @@ from pipeline.decoding import Decoding
 from pipeline.demand import Demand
 from pipeline.errors import RaylensError
 from pipeline.estimate import Measured
+from pipeline.host import start_host
 from pipeline.options import Resources
 from pipeline.places import Places
 from pipeline.remote_errors import last_line, told
@@ -128,7 +129,7 @@ class Pool:
                 self._stuck[stuck.slot] += 1
                 self.drop(stuck)  # what it waits for is held by somebody else
             self._places.take(slot)
-            actor = cluster.start_host(slot, self._ledger)
+            actor = start_host(slot, self._ledger)
             member = Member(slot, actor, actor.placed.remote(), patience=self._patience(free))
             self.members.append(member)
             self._set_up(member)

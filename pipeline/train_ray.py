@@ -20,6 +20,7 @@ from ray.util.queue import Queue
 from pipeline.checkpoints import CommittedCheckpoints
 from pipeline.cluster import joined
 from pipeline.errors import RaylensError
+from pipeline.failures import backoff
 from pipeline.remote_errors import told_cause
 from pipeline.room import Room
 from pipeline.signals import Stop
@@ -28,7 +29,6 @@ from pipeline.train import Channel, Material, Place, TrainingFunction, work
 from pipeline.waiting import Patience, cluster_has
 
 FREE_RETRIES = 20  # lost workers in a row without a new checkpoint in between
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
 _TICK_S = 0.5
 _STOP_S = 12.0  # how long killed workers may take to be gone
 _CUT_OFF = re.compile(r"Connection (closed|reset) by peer|NCCL|Gloo|ProcessGroup|c10d", re.IGNORECASE)
@@ -73,7 +73,7 @@ def under_ray(
             ) from error
         where = f"goes on from checkpoint {now}" if now else "begins again"
         channel.log(f"a worker was lost ({why}): training {where}")
-        _pause(min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (lost - 1)), channel.stop)
+        _pause(backoff(lost), channel.stop)
 
 
 class _Attempt:

@@ -1,6 +1,6 @@
 """One worker: makes whole shards of a step, slice by slice, and commits them. It knows nothing of Ray.
 
-The Ray actor in cluster.py wraps it; ``raylens plan`` and tests use it as it is.
+The Ray actor in host.py wraps it; ``raylens plan`` and tests use it as it is.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ class Worker:
     def stop(self) -> None:
         """Finish the slice in hand, drop the unfinished shard."""
         self._stopping.set()
+
+    def pause(self, seconds: float) -> None:
+        """Raises Stopped when asked to stop meanwhile, or before."""
+        if self._stopping.wait(seconds):
+            raise Stopped
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -35,7 +35,7 @@ class Shared:
         self.names, self.numbers = iter("efghijkl"), itertools.count()
         monkeypatch.setattr(cluster, "alive_nodes", lambda: self.nodes)
         monkeypatch.setattr(cluster, "free_of_nodes", lambda: {node: self.free(node) for node in self.nodes})
-        monkeypatch.setattr(cluster, "start_host", self.start)
+        monkeypatch.setattr(pool, "start_host", self.start)
         monkeypatch.setattr(demand, "placement_group", self.ask)
         monkeypatch.setattr(demand, "remove_placement_group", self.groups.remove)
         monkeypatch.setattr(demand, "placement_group_table", lambda: {g.id.hex(): self.entry(g) for g in self.groups})

@@ -10,7 +10,7 @@ import pytest
 OURS = """
 import importlib.util
 import sys
-import pipeline.cluster
+import pipeline.host
 import pyarrow as pa
 table = pa.table({"a": [1, 2]})
 assert importlib.util.find_spec("pandas").name == "pandas"  # who only asks whether it is there

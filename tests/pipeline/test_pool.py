@@ -64,7 +64,7 @@ class World:
         monkeypatch.setattr(cluster, "slots", slots)
         monkeypatch.setattr(cluster, "alive_nodes", lambda: {slot.node: {} for slot in self.slots})
         monkeypatch.setattr(cluster, "free_of_nodes", lambda: None)  # Ray does not tell what is free
-        monkeypatch.setattr(cluster, "start_host", lambda slot, ledger: actor)
+        monkeypatch.setattr(pool, "start_host", lambda slot, ledger: actor)
 
     @staticmethod
     def _remote() -> Any:

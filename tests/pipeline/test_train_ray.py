@@ -38,7 +38,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
                 return WorkerGroupError("its workers failed", left.pop(0)) if left else None
 
         monkeypatch.setattr(train_ray, "_Attempt", Attempt)
-        monkeypatch.setattr(train_ray, "_FIRST_BACKOFF_S", 0.0)
+        monkeypatch.setattr("pipeline.failures._FIRST_BACKOFF_S", 0.0)
         train_ray.under_ray(len, Folder(str(tmp_path)), 2, 0, None, Material(), Channel(log=said.append))  # type: ignore[arg-type]
         return said
 

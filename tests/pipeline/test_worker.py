@@ -13,7 +13,7 @@ from pipeline.estimate import Measured
 from pipeline.images import Limits
 from pipeline.run import Run
 from pipeline.steps import Measure, Source
-from pipeline.tasks import Task, Work
+from pipeline.tasks import Stopped, Task, Work
 from pipeline.worker import Worker
 
 SAID: list[str] = []
@@ -103,3 +103,10 @@ def test_a_second_attempt_makes_the_same_rows(worker):
     worker.shards("all").withdraw(0)
     again = worker.run(Task("all", 0, attempt=2, suspects=((2, 3), (3, 4)))).receipt
     assert again.files == first.files
+
+
+def test_one_that_is_asked_to_stop_waits_for_nothing(worker):
+    worker.pause(0.0)
+    worker.stop()
+    with pytest.raises(Stopped):
+        worker.pause(3600.0)
