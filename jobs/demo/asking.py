@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import asking
+from jobs.asking.config import ANSWERED
 from jobs.config import check
 
 TRAINED_ON, FULL_TRAINED_ON = 600, 1000  # scenes
@@ -44,7 +45,7 @@ def asked(root: Path, say: Callable[[str], None], *, full: bool = False) -> int:
     """RUN/asking: what the network asks about each scene, and what it makes of the answers."""
     config = asking_config(root, full=full)
     outcome = asking.run(config, str(root / "asking"), config.options(say=say))
-    path = root / "asking" / asking.ANSWERED / outcome.fingerprints[asking.ANSWERED][:8] / "metrics.json"
+    path = root / "asking" / ANSWERED / outcome.fingerprints[ANSWERED][:8] / "metrics.json"
     say("\ncolours of grey scenes it never saw, PSNR by the answers it was given:")
     for row in json.loads(path.read_text())["rows"]:
         gain = "" if row["gain"] is None else f"   {row['gain']:+.2f} ± {row['gain_se']:.2f} by the last"

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs import coco, semantic
 from jobs.config import check
+from jobs.semantic.variants import variants
 from stages.coco.rule import READINGS
 
 TAXONOMY = Path(__file__).parents[1] / "taxonomies" / "scenes.yaml"
@@ -58,7 +59,7 @@ def two_levels(root: Path, network: dict[str, Any], say: Callable[[str], None], 
     config = semantic_config(root / "coco", network, full=full)
     outcome = semantic.run(config, str(root / "semantic"), config.options(say=say))
     say("\ntwo levels on scenes the network never saw (IA: both right; IP, IR: one level right given the other):")
-    for variant in semantic.variants(config):
+    for variant in variants(config):
         mark = outcome.fingerprints[f"indexes_{variant.name}"]
         path = root / "semantic" / f"indexes_{variant.name}" / mark[:8] / "metrics.json"
         found = json.loads(path.read_text())["eval"]
