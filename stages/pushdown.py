@@ -58,6 +58,10 @@ class GatedHead:
         self._subsets: SubsetProduct | None = None
         source = graph.calls[meeting.source].shape or ()
         self._positions = torch.Size(source[2:]).numel() if meeting.form == "pointwise" else 1
+        # What is read behind the gates beside the values that meet them.
+        self.reads = self._after.inputs - {meeting.result}
+        if meeting.form in ("moved", "pointwise"):
+            self.reads |= self._dense.inputs - {meeting.source}
         self.once = sum(graph.calls[n].flops for n in before)
         self.each = sum(graph.calls[n].flops for n in self._after.nodes if graph.calls[n].kind not in PASSED_ON)
         if meeting.weight is not None:
@@ -168,6 +172,7 @@ def find_head(
     node, calls = tap, graph.calls
     channels = (calls[tap].shape or (0, 0))[1]
     gain = False
+    apart, gained = tap, False  # the last value whose axis 1 is the channels: a flattening ends that
     while True:
         users = [u for u in node.users if u in after and calls[u].shape is not None]
         name = names.get(users[0], users[0].name) if users else ""
@@ -179,12 +184,12 @@ def find_head(
         if call.kind in ("linear", "conv2d"):
             meeting = _meeting(graph, node, call.node, channels, after)
             if meeting is not None:
-                head = GatedHead(graph, tap, meeting, after)
-                return head, {
+                reached = {
                     "table": f"gates reach {name}, {meeting.spatial} values a channel contracted once for each image",
                     "product": f"gates reach {name}, one value a channel",
                     "pointwise": f"gates reach {name}, a 1x1 convolution over the fewer of open and closed channels",
                 }[meeting.form]
+                return _head(graph, tap, meeting, after, names, reached)
             why = f"gates do not pass {name} ({call.kind})"
             break
         flat = shape[:1] == (1,) and (shape[1] == channels or (len(shape) == 2 and shape[1] % channels == 0))
@@ -198,9 +203,22 @@ def find_head(
             break
         gain = gain or call.kind not in PASSED_ON | _RESHAPES
         node = call.node
-    if not gain:
+        if shape[1] == channels:
+            apart, gained = node, gain
+    if not gained:
         return None, why
-    return GatedHead(graph, tap, Meeting("moved", node, node), after), f"gates moved to {names[node]}; {why}"
+    return _head(graph, tap, Meeting("moved", apart, apart), after, names, f"gates moved to {names[apart]}; {why}")
+
+
+def _head(
+    graph: Graph, tap: fx.Node, meeting: Meeting, after: set[fx.Node], names: Mapping[fx.Node, str], why: str
+) -> tuple[GatedHead | None, str]:
+    """The head, unless it would read what only a gated pass computes (a size taken at the layer, say)."""
+    head = GatedHead(graph, tap, meeting, after)
+    lost = next((n for n in graph.nodes if n in head.reads & after), None)
+    if lost is None:
+        return head, why
+    return None, f"{names.get(lost, lost.name)} is taken from the layer before the gates are met, and read after"
 
 
 def _meeting(graph: Graph, source: fx.Node, node: fx.Node, channels: int, after: set[fx.Node]) -> Meeting | None:

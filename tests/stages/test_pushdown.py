@@ -12,6 +12,7 @@ from stages.products import SubsetProduct, linear
 from stages.pushdown import apply_gates
 
 SIZE, CHANNELS = 12, 6
+POOLED = SIZE // 2 * (SIZE // 2)
 
 
 def images(count: int = 2, seed: int = 3) -> torch.Tensor:
@@ -46,14 +47,62 @@ class Mean(nn.Module):
         return x.mean([2, 3])
 
 
-def bn(channels: int) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(channels)
+class Both(nn.Module):
+    """A flattened tensor that two calls read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(CHANNELS * POOLED, 5), nn.Linear(CHANNELS * POOLED, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = torch.flatten(F.max_pool2d(x, 2), 1)
+        return self.one(flat) * torch.sigmoid(self.two(flat))
+
+
+class SizeFirst(nn.Module):
+    """Reads the batch size where the gates are, and needs it behind a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(CHANNELS, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * POOLED, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b = x.size(0)
+        return self.fc(self.conv(F.max_pool2d(x, 2)).view(b, -1))
+
+
+class SizeBehind(nn.Module):
+    """The same behind a linear layer that could take the gates in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(CHANNELS * POOLED, 8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b = x.size(0)
+        return self.out(self.fc(torch.flatten(F.max_pool2d(x, 2), 1)).relu().view(b, 8))
+
+
+class Split(nn.Module):
+    """Half of the channels come back by another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(CHANNELS, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half, _ = x.chunk(2, 1)
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1)) + half.mean([1, 2, 3]).unsqueeze(1)
+
+
+def bn(channels: int, kind: type[nn.BatchNorm1d | nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Module:
+    norm = kind(channels)
     nn.init.normal_(norm.bias)
     nn.init.uniform_(norm.running_mean)
     return norm
 
 
-POOLED = SIZE // 2 * (SIZE // 2)
 TAILS = {
     # form -> tails that must take it
     "table": [
@@ -81,12 +130,24 @@ TAILS = {
     "moved": [
         lambda: (nn.MaxPool2d(2), bn(CHANNELS), nn.Flatten(), nn.Linear(CHANNELS * POOLED, 5)),
         lambda: (nn.AvgPool2d(2), nn.Conv2d(CHANNELS, 4, 3), nn.ReLU(), Mean(), nn.Linear(4, 5)),
+        lambda: (nn.MaxPool2d(2), nn.Flatten(), bn(CHANNELS * POOLED, nn.BatchNorm1d), nn.Linear(CHANNELS * POOLED, 5)),
+        lambda: (nn.MaxPool2d(2), nn.Flatten(), nn.LayerNorm(CHANNELS * POOLED), nn.Linear(CHANNELS * POOLED, 5)),
+        lambda: (Both(),),
     ],
     "none": [
         lambda: (bn(CHANNELS), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 5)),
         lambda: (nn.Dropout(), nn.Conv2d(CHANNELS, 4, 3), nn.ReLU(), Mean(), nn.Linear(4, 5)),
         lambda: (nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 5)),
         lambda: (nn.Conv2d(CHANNELS, 4, 1, groups=2), nn.ReLU(), Mean(), nn.Linear(4, 5)),
+        lambda: (
+            nn.Flatten(),
+            nn.ReLU(),
+            bn(CHANNELS * SIZE * SIZE, nn.BatchNorm1d),
+            nn.Linear(CHANNELS * SIZE * SIZE, 5),
+        ),
+        lambda: (SizeFirst(),),
+        lambda: (SizeBehind(),),
+        lambda: (Split(),),
     ],
 }
 
