@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from itertools import combinations
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,12 +37,38 @@ class AskingData(Section):
 
     @model_validator(mode="after")
     def _no_split_twice(self) -> AskingData:
-        given = [split for split in (self.train, self.tune, self.ask) if split is not None]
-        if any(a == b for i, a in enumerate(given) for b in given[:i]):
-            raise ValueError("train, tune and ask are three splits: use share: [0, 0.9] and [0.9, 1] to part a folder")
-        if self.segmented is not None and self.segmented.images in (self.train, self.tune):  # those of ask are welcome
+        given = {name: split for name in ("train", "tune", "ask") if (split := getattr(self, name)) is not None}
+        for a, b in combinations(given, 2):
+            if overlap(given[a], given[b]):
+                raise ValueError(
+                    f"{a} and {b} hold the same pictures, and train, tune and ask are three splits: use share: "
+                    "[0, 0.9] and [0.9, 1] to part a folder"
+                )
+        learnt_from = [split for name, split in given.items() if name != "ask"]  # those of ask are welcome
+        if self.segmented is not None and any(overlap(self.segmented.images, split) for split in learnt_from):
             raise ValueError("segmented.images are pictures that nothing was learnt from: neither train nor tune")
         return self
+
+
+def overlap(a: Any, b: Any) -> bool:
+    """Two sources are of the same pictures, and their shares of them are not apart.
+
+    ``keys`` and ``exclude`` may part them too, so other ones make another source; draws and limits do not.
+    """
+    (one, mine), (other, theirs) = _parted(a), _parted(b)
+    return one == other and mine[0] < theirs[1] and theirs[0] < mine[1]
+
+
+def _parted(source: Any) -> tuple[dict[str, Any], tuple[float, float]]:
+    """Which pictures a source is of, but for the share of them it takes, and that share."""
+    return source.model_dump(exclude=_NOT_WHICH), source.share or (0.0, 1.0)
+
+
+# Of a source: what thins its pictures out by chance or order, and what is told of them.
+_NOT_WHICH = {
+    "share", "sample", "seed", "limit",
+    "label_pattern", "classes", "labelled", "crowds", "difficult", "boxes",
+}  # fmt: skip
 
 
 class LearnSection(Section):

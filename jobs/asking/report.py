@@ -184,9 +184,9 @@ def _what_ran(data: AskingReportData) -> Section:
     ]
     blocks: list[Any] = [Facts(facts)]
     if data.totals:
-        counts = [Column(c, numeric=True) for c in ("Planned", "Ok", "Failed")]
+        counts = [Column(c, numeric=True) for c in ("Planned", "Ok", "Filtered", "Failed")]
         rows = [
-            [t.step, t.rows, t.ok, Cell(t.failed, tone="bad" if t.failed else ""), round(t.seconds or 0)]
+            [t.step, t.rows, t.ok, t.filtered, Cell(t.failed, tone="bad" if t.failed else ""), round(t.seconds or 0)]
             for t in data.totals
         ]
         seconds = Column("Compute", numeric=True, unit="seconds")

@@ -23,6 +23,7 @@ from stages.training_draws import row_seeds, uniform
 
 _SALT = np.uint64(0x6D6F766564)  # other draws than those of random points
 UNDRAWN = -1  # the label of what no mask covers
+_LEFT_OUT = {"status": "filtered", "error": "the image has no mask: nothing can be said of classes"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ class Precision:
     """max over labels k of sum(Q M_k) / sum(Q), of each question; what no mask covers is a label too.
 
     Beside it the same for the question moved to random places (across the borders it comes in again on the other
-    side): regions of the same area and shape that know nothing of the picture; and for the picture as a whole.
+    side): regions of the same area and shape that know nothing of the picture; and for the picture as a whole. A
+    picture without any mask is filtered.
     """
 
-    version = 1
+    version = 2
     wants = "pixels"
 
     def __init__(self, config: PrecisionConfig) -> None:
@@ -68,10 +70,13 @@ class Precision:
         return pa.schema(columns)
 
     def prepare(self, image: NDArray[np.uint8], row: dict[str, Any]) -> dict[str, np.ndarray]:
-        """uint8 [H, W, 3] -> pixels [3, h, w] and labels int32 [h, w]."""
+        """uint8 [H, W, 3] -> pixels [3, h, w], labels int32 [h, w], and whether any class is drawn."""
         height, width, _ = image.shape
         labels = label_map(row.get("masks") or (), row.get("box_labels") or (), width, height, self.config.preprocess)
-        return {"pixels": self.config.preprocess.pixels(image), "labels": labels}
+        drawn = np.array(labels is not None)
+        if labels is None:
+            labels = np.full(self.config.preprocess.size, UNDRAWN, np.int32)
+        return {"pixels": self.config.preprocess.pixels(image), "labels": labels, "drawn": drawn}
 
     def setup(self, device: torch.device, inputs: Mapping[str, Any]) -> None:
         self.device = device
@@ -97,7 +102,7 @@ class Precision:
                 row[f"precision/{name}"] = np.array([share for _, share in found], np.float32)
                 row[f"label/{name}"] = np.array([label for label, _ in found], np.int32)
                 row[f"moved/{name}"] = moved.astype(np.float32)
-        return rows
+        return [row if batch["drawn"][at] else _LEFT_OUT for row, at in zip(rows, valid, strict=True)]
 
 
 def shares(question: NDArray[np.floating], labels: NDArray[np.integer]) -> tuple[int, float]:
@@ -111,19 +116,20 @@ def shares(question: NDArray[np.floating], labels: NDArray[np.integer]) -> tuple
 
 def label_map(
     masks: Sequence[Any], labels: Sequence[int], width: int, height: int, preprocess: Preprocess
-) -> NDArray[np.int32]:
+) -> NDArray[np.int32] | None:
     """Masks in an image's own pixels -> the label of most of each pixel of the frame; UNDRAWN where none covers it.
 
-    ValueError where there is no mask: nothing can be said of classes then.
+    None where there is no mask; objects with a box alone (null) have none. ValueError where masks are without labels.
     """
-    if not masks:
-        raise ValueError("the image has no mask: give one with drawn classes, or leave it out")
+    if all(mask is None for mask in masks):
+        return None
     if len(masks) != len(labels):
         raise ValueError(f"{len(masks)} masks with {len(labels)} labels: give one label for each")
-    known = sorted(set(labels))
+    objects = [(mask, label) for mask, label in zip(masks, labels, strict=True) if mask is not None]
+    known = sorted({label for _, label in objects})
     parts = []
     for label in known:
-        mask = union_mask([mask for mask, own in zip(masks, labels, strict=True) if own == label], width, height)
+        mask = union_mask([mask for mask, own in objects if own == label], width, height)
         grey = np.repeat((mask * np.uint8(255))[:, :, None], 3, axis=2)  # type: ignore[operator]
         parts.append(preprocess.pixels(grey)[0].astype(np.int32))
     drawn = np.stack(parts)

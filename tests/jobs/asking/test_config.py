@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from pipeline.errors import UsageError
 from pipeline.steps import Measure, Train
 from stages.asking.train import AskingTraining
 
+INDEX = {"root": "masks", "kind": "index"}
 
-def folder(root: str) -> dict[str, str]:
-    return {"kind": "folder", "root": root}
+
+def folder(root: str, **more: Any) -> dict[str, Any]:
+    return {"kind": "folder", "root": root, **more}
 
 
 def config(task: str = "evaluate", segmented: str = "drawn", **sections: Any) -> asking.AskingConfig:
@@ -27,7 +30,7 @@ def config(task: str = "evaluate", segmented: str = "drawn", **sections: Any) ->
             "train": folder("train"),
             "tune": folder("tune"),
             "ask": folder("ask"),
-            "segmented": {"images": folder(segmented)},
+            "segmented": {"images": folder(segmented), "masks": INDEX},
         },
     }
     values["learn"] = {"size": [16, 12], "hints": 2}
@@ -48,11 +51,79 @@ def trainings(given: asking.AskingConfig) -> dict[str, AskingTraining]:
         ({"learn": {"size": [0, 5]}}, "both at least 1"),
         ({"segmented": "train"}, "neither train nor tune"),
         ({"segmented": "tune"}, "neither train nor tune"),
+        ({"data": {"segmented": {"images": folder("drawn")}}}, "a folder source has no masks of its own: give masks"),
+        (
+            {"data": {"segmented": {"images": folder("drawn"), "masks": {"root": "masks"}}}},
+            "masks of kind binary say where something is, not of which class",
+        ),
     ],
 )
 def test_mistakes_are_told(sections: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         config(**sections)
+
+
+def shares(first: list[float] | None, second: list[float] | None, **more: Any) -> dict[str, Any]:
+    return {"train": folder("one", share=first), "tune": folder("one", share=second, **more)}
+
+
+@pytest.mark.parametrize(
+    ("data", "two"),
+    [
+        (shares([0, 0.9], [0.8, 1]), "train and tune"),
+        (shares(None, [0.9, 1]), "train and tune"),
+        (shares([0.2, 0.4], None), "train and tune"),
+        (shares([0, 1], [0.5, 0.6], sample=10), "train and tune"),  # drawn from what is learnt from
+        (shares([0, 0.5], [0.5, 1]) | {"ask": folder("one", share=[0.7, 0.8], labelled=False)}, "tune and ask"),
+        ({"train": folder("one"), "ask": folder("one", limit=3)}, "train and ask"),
+    ],
+)
+def test_shares_of_one_source_are_apart(data: dict[str, Any], two: str) -> None:
+    with pytest.raises(UsageError, match=f"{two} hold the same pictures, and train, tune and ask are three splits"):
+        config(data=data)
+
+
+def test_sources_that_are_apart_are_taken() -> None:
+    assert config(data=shares([0, 0.5], [0.5, 1]) | {"ask": folder("two", share=[0, 1])})
+    assert config(data=shares([0.5, 1], [0, 0.5]))
+    assert config(data=shares(None, None, keys=["a", "b"])), "what a list of keys takes is known to those who wrote it"
+
+
+@pytest.mark.parametrize("share", [None, [0.1, 0.2], [0.5, 1]])
+def test_no_class_is_drawn_on_what_was_learnt_from(share: list[float] | None) -> None:
+    given = {"train": folder("one", share=[0, 0.3]), "tune": folder("one", share=[0.3, 0.6])}
+    drawn = {"images": folder("one", share=share), "masks": INDEX}
+    with pytest.raises(UsageError, match="neither train nor tune"):
+        config(data=given | {"segmented": drawn})
+    assert config(data=given | {"segmented": drawn | {"images": folder("one", share=[0.6, 0.9])}})
+
+
+def test_pictures_none_of_which_has_a_mask_are_refused_when_they_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}
+    file = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "cat"}]}
+
+    def listed(**more: Any) -> int:
+        (tmp_path / "instances.json").write_text(json.dumps(file | {"annotations": [entry | more]}))
+        images = {"kind": "coco", "annotations": str(tmp_path / "instances.json"), "images": str(tmp_path)}
+        given = config(data={"segmented": {"images": images}})
+        return int(asking.build(given).sources["segmented"].list().num_rows)
+
+    assert listed(segmentation=[[0, 0, 2, 0, 2, 2]]) == 1
+    with pytest.raises(UsageError, match=r"data\.segmented: none of its 1 pictures has a mask"):
+        listed()
+
+
+def test_an_exact_network_is_trained_only_where_there_is_noise_to_leave_out() -> None:
+    noisy, quiet = config(), config(learn={"noise": 0.0})
+    assert list(trainings(noisy)) == ["train", "train_random", "train_none", "train_exact"]
+    assert trainings(noisy)["train_exact"] == trainings(quiet)["train"]
+    assert list(trainings(quiet)) == ["train", "train_random", "train_none"]
+    job = asking.build(quiet)
+    assert "asked_exact" not in job.step("contest").stage.config.methods  # type: ignore[union-attr]
+    assert job.step("precision").stage.config.networks == ("asked",)  # type: ignore[union-attr]
+    assert "exact" not in job.step("contest").trained  # type: ignore[union-attr]
+    assert "exact" not in job.step("precision").trained  # type: ignore[union-attr]
 
 
 def test_classes_may_be_drawn_on_what_is_asked_about() -> None:

@@ -43,7 +43,10 @@ def text(
         "training": {} if augment else {"augment": None},
     }
     if segmented:
-        values["data"]["segmented"] = {"images": {"kind": "folder", "root": "drawn"}}  # type: ignore[index]
+        values["data"]["segmented"] = {  # type: ignore[index]
+            "images": {"kind": "folder", "root": "drawn"},
+            "masks": {"root": "masks", "kind": "index"},
+        }
     config = check(AskingConfig, values, where="mine.yaml").model_dump(mode="json")
     measured = {"loss": 0.1} | ({"tune_loss": 0.2, "psnr_0": 20.0} if tune else {})
     facts = {

@@ -203,7 +203,8 @@ def test_a_network_that_was_not_trained_to_ask_is_not_asked(run: Run, tmp_path: 
 def test_a_config_that_an_older_version_took_is_told(run: Run, tmp_path: Path, command: str) -> None:
     old = another(run, tmp_path / "old")
     told = json.loads(old.folder.read("run.json"))
-    told["config"]["data"]["segmented"] = {"images": told["config"]["data"]["train"]}
+    masks = {"root": "drawn", "kind": "index"}
+    told["config"]["data"]["segmented"] = {"images": told["config"]["data"]["train"], "masks": masks}
     old.folder.write("run.json", json.dumps(told).encode())
     done = CliRunner().invoke(app, command.format(old.url).split())
     assert (done.exit_code, done.stdout) == (2, "")

@@ -40,13 +40,18 @@ def test_by_hand() -> None:
 def test_masks_become_labels_of_the_frame_and_the_rest_is_of_none() -> None:
     masks, own = [rectangle(0, 0, 20, 12), rectangle(0, 12, 10, 24)], [4, 9]
     found = label_map(masks, own, 20, 24, FRAME)
+    assert found is not None
     assert (found[:6] == 4).all()
     assert (found[6:, :5] == 9).all()
     assert (found[6:, 5:] == UNDRAWN).all()
     both = label_map([*masks, rectangle(10, 12, 20, 24)], [4, 9, 4], 20, 24, FRAME)
+    assert both is not None
     assert (both[6:, 5:] == 4).all(), "a label's masks are one"
-    with pytest.raises(ValueError, match="has no mask"):
-        label_map([], [], 20, 24, FRAME)
+    boxed = label_map([*masks, None], [4, 9, 7], 20, 24, FRAME)
+    assert boxed is not None
+    assert np.array_equal(boxed, found), "an object with a box alone is not drawn"
+    assert label_map([], [], 20, 24, FRAME) is None
+    assert label_map([None, None], [4, 9], 20, 24, FRAME) is None
     with pytest.raises(ValueError, match="1 labels"):
         label_map(masks, [4], 20, 24, FRAME)
 
@@ -57,9 +62,11 @@ def test_rows_are_of_the_agent_s_questions_and_their_own() -> None:
     stage.setup(torch.device("cpu"), {"asked": SimpleNamespace(facts=described(TASK, SMALL), files=agent.to_files())})
     image = np.zeros((24, 20, 3), np.uint8)
     row = {"masks": [rectangle(0, 0, 20, 6)], "box_labels": [4]}
-    labels = stage.prepare(image, row)["labels"]
+    prepared = stage.prepare(image, row)
+    labels = prepared["labels"]
+    assert prepared["drawn"]
     pixels = pictures(3)
-    batch: dict[str, Any] = {"pixels": pixels.numpy(), "labels": np.stack([labels] * 3)}
+    batch: dict[str, Any] = {"pixels": pixels.numpy(), "labels": np.stack([labels] * 3), "drawn": np.ones(3, bool)}
     rows = stage(batch | {"key": ["a", "b", "c"], "valid": [True, False, True]})
     assert len(rows) == 2
     asked = process(agent, TASK, pixels, 2).questions.double().numpy()
@@ -70,6 +77,12 @@ def test_rows_are_of_the_agent_s_questions_and_their_own() -> None:
         assert found["label/asked"].tolist() == [4 if share > 0.5 else UNDRAWN for share in top]
     alone = stage({name: part[2:] for name, part in batch.items()} | {"key": ["c"], "valid": [True]})[0]
     assert alone["moved/asked"] == pytest.approx(rows[1]["moved/asked"], rel=1e-5)
+    # Of a picture without a mask nothing is said: it is left out, and the others are as they were.
+    none = stage.prepare(image, {"masks": [], "box_labels": []})
+    batch["labels"][0], batch["drawn"][0] = none["labels"], none["drawn"]
+    left, kept = stage(batch | {"key": ["a", "b", "c"], "valid": [True, False, True]})
+    assert (left["status"], left["error"]) == ("filtered", "the image has no mask: nothing can be said of classes")
+    assert kept["precision/asked"] == pytest.approx(rows[1]["precision/asked"], rel=1e-5)
 
 
 def test_a_question_that_follows_a_class_is_above_itself_moved() -> None:
@@ -84,7 +97,7 @@ def test_a_question_that_follows_a_class_is_above_itself_moved() -> None:
 
     stage._agents = {"asked": Follows()}  # type: ignore[dict-item]
     pixels = np.zeros((1, 3, 8, 8), np.uint8)
-    (row,) = stage({"pixels": pixels, "labels": labels[None], "key": ["a"], "valid": [True]})
+    (row,) = stage({"pixels": pixels, "labels": labels[None], "drawn": [True], "key": ["a"], "valid": [True]})
     assert row["precision/asked"] == pytest.approx([1.0])
     assert row["label/asked"].tolist() == [2]
     assert row["whole"] == pytest.approx(0.75)
