@@ -52,7 +52,8 @@ def execute(job: Job, url: str, options: Options | None = None) -> Outcome:
     options = options or Options()
     run = Run(url)
     started = time.monotonic()
-    with RunLock(run.folder, say=options.say) as lock, StopOnSignals(lock) as stop:
+    lock = RunLock(run.folder, say=options.say)
+    with StopOnSignals(lock) as stop:
         driver = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}-{secrets.token_hex(2)}"
         with Events(run.folder, driver) as events, HeadWatch(options.say):
             engine = _Engine(job, run, options, events, stop)

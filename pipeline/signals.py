@@ -9,13 +9,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 from pipeline.errors import RaylensError
+from pipeline.leaving import ask_to_go, forget_requests, in_time
 from pipeline.lock import RunLock
-
-_PATIENCE_S = 19.0
 
 
 class RunStopped(RaylensError):  # noqa: N818 - what happened, not what went wrong
@@ -58,10 +57,11 @@ class Stop(threading.Event):
 
 
 class StopOnSignals:
-    """SIGTERM and SIGINT, or a lost lock, ask the runner to wind down; the second SIGINT ends at once.
+    """Holds the lock; SIGTERM and SIGINT, or its loss, ask the runner to wind down; the second SIGINT ends at once.
 
-    Whatever the driver is doing (listing a bucket, say), it is gone 20 s after the first signal: what is committed is
-    kept, and the lock of a dead process is broken at once.
+    Whatever the driver is doing (listing a bucket, say, or giving the lock back), it is gone 20 s after the first
+    signal: what is committed is kept, and the lock of a dead process is broken at once. What comes after is ``leave``'s
+    to do in the time that is left.
     """
 
     def __init__(self, lock: RunLock) -> None:
@@ -70,6 +70,8 @@ class StopOnSignals:
         self._deadline: threading.Timer | None = None
 
     def __enter__(self) -> Stop:
+        self._lock.__enter__()
+        forget_requests()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
@@ -80,9 +82,8 @@ class StopOnSignals:
         if number == signal.SIGINT and self._stop.is_set():
             raise KeyboardInterrupt
         if self._deadline is None:
-            self._deadline = threading.Timer(_PATIENCE_S, _leave)
-            self._deadline.daemon = True
-            self._deadline.start()
+            ask_to_go()
+            self._deadline = in_time(_leave)
         self._stop.ask()
 
     def _watch(self) -> None:
@@ -92,12 +93,17 @@ class StopOnSignals:
                 if self._before:  # the main thread may be busy with what cannot look: it is told as by a signal
                     _thread.interrupt_main(signal.SIGTERM)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
-        if self._deadline is not None:
-            self._deadline.cancel()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        try:
+            self._lock.__exit__(kind, error, trace)
+        finally:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
 
 def _leave() -> None:
