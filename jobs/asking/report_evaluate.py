@@ -9,7 +9,7 @@ from typing import Any
 from jobs.asking import papers
 from pipeline.report.blocks import Cell, Column, Figure, Group, Notice, Paragraph, Section, Table
 from pipeline.report.plots import Series, bars, curves
-from pipeline.report.wording import show
+from pipeline.report.wording import counted, show
 
 _METHODS = {
     "asked": "Asking network",
@@ -47,36 +47,47 @@ def _contest(found: Evaluated, problem: str, size: Sequence[int]) -> Section:
     title = "Asked, told at points, told nothing"
     if not found.contest:
         return Section(title, [Paragraph("The contest is not finished.")])
+    left_out = int(found.contest[0].get("left_out") or 0)
     rows: dict[str, list[Mapping[str, Any]]] = {}
-    for row in found.contest:
+    for row in (row for row in found.contest if row["n"]):
         rows.setdefault(row["method"], []).append(row)
+    if not rows:
+        none = (
+            f"Some method colours each of the {show(left_out)} images without any error: there is nothing to compare."
+        )
+        return Section(title, [Paragraph(none)])
     most = max(len(of) for of in rows.values())
     columns = [Column("Method")]
     columns += [Column(f"{n} hint{'s' * (n != 1)}", True, 2, best="max", unit="dB") for n in range(most)]
     columns.append(Column("Asked is ahead", True, 2, unit="dB", help=f"after {most - 1} hints, mean of differences"))
+    columns.append(Column("Without error", True, help="images, after the most hints of the method; left out of means"))
     body = []
     for method, of in rows.items():
         cells = [Cell(row["psnr"], row["psnr_se"]) for row in of] + [Cell(None)] * (most - len(of))
         last = of[-1] if len(of) == most and method != "asked" else None
         ahead = Cell(None) if last is None else Cell(last["behind"], last["behind_se"], ranked=False)
-        body.append([_METHODS.get(method, method), *cells, ahead])
+        body.append([_METHODS.get(method, method), *cells, ahead, of[-1].get("exact")])
     groups = [Group(body, "Ours, on the images of this run")]
     if problem == "natural":
         groups.append(Group(_of_the_paper(most), "The paper's Table 1: ImageNet, its own networks and size"))
-    n = found.contest[0]["n"]
+    n = next(iter(rows.values()))[0]["n"]
     note = (
         f"PSNR on 8-bit pictures of {size[1]}×{size[0]}, mean over {show(n)} images ± standard error. Points are "
         "squares on one map, told exactly; the maximum error is that of the method's own last picture. The solves know "
-        "the lightness only, and start grey: a grey photograph they leave without any error, which counts as 100 dB. "
-        "Everything is told without noise."
+        "the lightness only, and start grey. Everything is told without noise."
     )
+    if left_out:
+        note += (
+            f" {counted(left_out, 'image')} that some method colours without any error, as the solves do a grey "
+            "photograph, stand in no mean of any method."
+        )
     blocks: list[Any] = [_honest(found, size, problem)] if found.networks else []
     blocks.append(Table(columns, groups, "PSNR after 0, 1, ... hints", note))
     if problem == "natural":
         blocks.append(Paragraph(papers.NOT_REPRODUCED, muted=True))
     series = []
     for method, of in rows.items():
-        y, error = [row["psnr"] for row in of], [row["psnr_se"] for row in of]
+        y, error = [row["psnr"] for row in of], [row["psnr_se"] or 0.0 for row in of]
         if len(of) == 1:  # told nothing: a line to compare with
             y, error = y * most, error * most
         low = [a - b for a, b in zip(y, error, strict=True)]
@@ -92,7 +103,7 @@ def _of_the_paper(most: int) -> list[list[Any]]:
     body = []
     for method, told in papers.TABLE_1.items():
         shown = [Cell(value, papers.TABLE_1_ERROR, tone="muted") for value in told][:most]
-        body.append([_METHODS[method], *shown, *[Cell(None)] * (most - len(shown)), Cell(None)])
+        body.append([_METHODS[method], *shown, *[Cell(None)] * (most - len(shown)), Cell(None), None])
     return body
 
 
@@ -114,10 +125,7 @@ def _order(found: Evaluated, problem: str) -> Section:
     if not found.order:
         return Section(title, [Paragraph("The order of questions is not measured yet.")])
     scale, unit = _AB.get(problem, (1.0, "units of y"))
-    rows = [
-        [_question(r), r["n"], Cell(scale * r["error"], scale * r["error_se"]), _scaled(r, "above", scale)]
-        for r in found.order
-    ]
+    rows = [[_question(r), r["n"], _scaled(r, "error", scale), _scaled(r, "above", scale)] for r in found.order]
     columns = [Column("Where"), Column("Images", True), Column("Error", True, 2, unit=unit)]
     columns.append(Column("Above the picture's mean", True, 2, unit=unit))
     note = (
@@ -170,7 +178,7 @@ def _classes(found: Evaluated, problem: str, drawn: bool) -> Section:
         if r["question"]:
             labels.append(f"Q{r['question']}, {named.get(r['network'], r['network'])}")
             values.append(100 * r["precision"])
-            errors.append(100 * r["precision_se"])
+            errors.append(100 * (r["precision_se"] or 0.0))
     image = bars(labels, values, errors, x_label="class precision, %")
     caption = "Whiskers are one standard error: the paper's Fig. 4b."
     figure = Figure(image, "Class precision of each question", caption, "Do questions cover one class?")
@@ -184,4 +192,5 @@ def _question(row: Mapping[str, Any], none: str = "The whole picture") -> str:
 def _scaled(row: Mapping[str, Any], name: str, scale: float) -> Cell:
     if row[name] is None:
         return Cell(None)
-    return Cell(scale * row[name], scale * row[f"{name}_se"])
+    error = row[f"{name}_se"]
+    return Cell(scale * row[name], None if error is None else scale * error)

@@ -35,7 +35,7 @@ class Answered(Means[AnsweredConfig]):
     An image without any error counts as 100 dB.
     """
 
-    version = 1
+    version = 2
     columns: Sequence[str] = ("psnr",)
 
     @property

@@ -34,10 +34,11 @@ class ContestTableConfig:
 class ContestTable(Means[ContestTableConfig]):
     """Reduction over the rows of stages.asking.contest: a row for each method and number of hints.
 
-    A picture without any error counts as 100 dB.
+    Of a picture that some method colours without any error, PSNR says nothing: the solves leave a grey photograph as
+    it is. Means are over the pictures of which no method's, after any number of hints, is exact.
     """
 
-    version = 1
+    version = 2
 
     @property
     def columns(self) -> Sequence[str]:
@@ -49,7 +50,9 @@ class ContestTable(Means[ContestTableConfig]):
             [
                 column("method", pa.string(), "who colours, told where"),
                 column("answers", pa.int32(), "hints given"),
-                column("n", pa.int64(), "images"),
+                column("n", pa.int64(), "images that means are of"),
+                column("exact", pa.int64(), "images without any error after so many hints"),
+                column("left_out", pa.int64(), "images left out of all means: some method's is exact"),
                 *mean_columns("psnr", "mean over images", "dB"),
                 *mean_columns("gain", _GAIN, "dB", differences=True),
                 *mean_columns("behind", _BEHIND, "dB", differences=True),
@@ -57,25 +60,32 @@ class ContestTable(Means[ContestTableConfig]):
         )
 
     def start(self, block: Any = "all") -> NDArray[np.int64]:
-        """[methods, T + 1, 3, 3]: moments of these parts."""
-        return np.zeros((len(self.config.methods), self.config.hints + 1, _PARTS, 3), np.int64)
+        """[methods, T + 1, 11]: moments of these parts, exact images, and those that are left out."""
+        return np.zeros((len(self.config.methods), self.config.hints + 1, 3 * _PARTS + 2), np.int64)
 
     def counted(self, table: pa.Table) -> NDArray[np.int64]:
-        shares = np.full((len(self.config.methods), table.num_rows, self.config.hints + 1), np.nan)
+        found = np.full((len(self.config.methods), table.num_rows, self.config.hints + 1), np.nan)
         for at, name in enumerate(self.config.methods):
             values = np.array(table[f"psnr/{name}"].to_pylist(), np.float64)
             wanted = 1 if name == NONE else self.config.hints + 1
             if values.shape != (table.num_rows, wanted):
                 raise ValueError(f"rows have PSNR of {name} after 0..{wanted - 1} hints: these have not")
-            shares[at, :, :wanted] = np.minimum(values, LARGEST) / LARGEST
+            found[at, :, :wanted] = values
+        exact = np.isinf(found)
+        left_out = exact.any((0, 2))
+        shares = np.where(left_out[:, None], np.nan, np.minimum(found, LARGEST) / LARGEST)
         gains = np.diff(shares, axis=2, prepend=np.nan)
         behind = shares[self.config.methods.index(ASKED)] - shares
-        return moments(np.stack([shares, gains, behind], -1).swapaxes(0, 1))
+        parts = moments(np.stack([shares, gains, behind], -1).swapaxes(0, 1))
+        counts = np.stack([exact.sum(1), np.full(parts.shape[:2], left_out.sum())], -1)
+        return np.concatenate([parts.reshape(*parts.shape[:2], -1), counts], 2)
 
     def rows(self, state: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
         for method, numbers in zip(self.config.methods, state, strict=True):
-            for answers, (psnr, gain, behind) in enumerate(numbers):
+            for answers, of in enumerate(numbers[: 1 if method == NONE else None]):
+                psnr, gain, behind = of[:-2].reshape(_PARTS, 3)
                 row = {"method": method, "answers": answers, "n": int(psnr[0])}
+                row |= {"exact": int(of[-2]), "left_out": int(of[-1])}
                 yield row | means(LARGEST, psnr=psnr, gain=gain, behind=behind)
 
 
@@ -98,7 +108,7 @@ class QuestionOrder(Means[OrderConfig]):
     Row 0 is the mean over the picture, row t what is under question t. A question that covers nothing is left out.
     """
 
-    version = 1
+    version = 2
     columns: Sequence[str] = ("question_error", "mean_error")
 
     @property

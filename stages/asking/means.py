@@ -37,7 +37,7 @@ class Means(ABC, Generic[Config]):
 
     @abstractmethod
     def rows(self, state: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-        """Of the table; one of no image (``n`` is 0) is left out of it."""
+        """Of the table; one of no image (``n`` is 0, and none is told to be ``left_out``) is left out of it."""
 
     def blocks(self) -> list[Any]:
         return ["all"]
@@ -52,7 +52,9 @@ class Means(ABC, Generic[Config]):
         return left + right
 
     def finish(self, block: Any, state: NDArray[np.int64]) -> pa.Table:
-        return pa.Table.from_pylist([row for row in self.rows(state) if row["n"]], schema=self.schema)
+        return pa.Table.from_pylist(
+            [row for row in self.rows(state) if row["n"] or row.get("left_out")], schema=self.schema
+        )
 
     def summary(self, table: pa.Table) -> dict[str, Any]:
         return {"rows": table.to_pylist()}
@@ -61,15 +63,21 @@ class Means(ABC, Generic[Config]):
 def mean_columns(name: str, meaning: str, unit: str = "", *, differences: bool = False) -> list[pa.Field]:
     """A mean and its standard error."""
     error = "its standard error, of the images' differences" if differences else "its standard error"
+    error += "; null where there is one image"
     number = pa.float64()
     return [column(name, number, meaning, unit=unit), column(f"{name}_se", number, error, unit=unit)]
 
 
 def means(scale: float = 1.0, **parts: NDArray[np.int64]) -> dict[str, float]:
-    """Values of these columns from moments [3] of values in units of ``scale``; none where nothing was counted."""
+    """Values of these columns from moments [3] of values in units of ``scale``.
+
+    There is none where nothing was counted, and no standard error of one image: null in a table and in JSON.
+    """
     row: dict[str, float] = {}
     for name, part in parts.items():
         n, mean, error = mean_and_error(part)
         if n:
-            row |= {name: scale * mean, f"{name}_se": scale * error}
+            row[name] = scale * mean
+        if n > 1:
+            row[f"{name}_se"] = scale * error
     return row

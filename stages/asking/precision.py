@@ -150,7 +150,7 @@ def _moved(
 class PrecisionTable(Means[PrecisionConfig]):
     """Reduction over these rows: a row for each network and question; question 0: each image's mean over questions."""
 
-    version = 1
+    version = 2
 
     @property
     def columns(self) -> Sequence[str]:

@@ -26,13 +26,18 @@ def moments(values: ArrayLike) -> NDArray[np.int64]:
 
 
 def mean_and_error(of: NDArray[np.int64]) -> tuple[int, float, float]:
-    """(n, mean, standard error of the mean) of one set's moments ``[3]``; NaN where there is too little."""
+    """(n, mean, standard error of the mean) of one set's moments ``[3]``; NaN where there is too little.
+
+    The spread is that of a sample (n - 1), of which one value alone says nothing.
+    """
     n = int(of[0])
     if not n:
         return 0, math.nan, math.nan
     mean = int(of[1]) / UNIT / n
+    if n == 1:
+        return 1, mean, math.nan
     spread = max(0.0, int(of[2]) / UNIT / n - mean**2)
-    return n, mean, math.sqrt(spread / n)
+    return n, mean, math.sqrt(spread / (n - 1))
 
 
 def normal_interval(value: float, error: float) -> tuple[float, float]:

@@ -88,6 +88,35 @@ def test_answers_without_noise_are_said_to_be_so(tmp_path: Path) -> None:
     assert "Trained with noise on answers" in text(tmp_path, found=Evaluated(classes=MEASURED))
 
 
+def contest(n: int, left_out: int, **more: Any) -> list[dict[str, Any]]:
+    told = {"n": n, "left_out": left_out, "exact": 0, "psnr": None, "psnr_se": None, "behind": None, "behind_se": None}
+    if n:
+        told |= {"psnr": 23.456, "behind": 1.25}
+    return [{"method": m, "answers": a, **told, **more} for m in ("asked", "levin_random") for a in (0, 1)]
+
+
+def test_images_that_some_method_has_without_error_are_said_to_be_left_out(tmp_path: Path) -> None:
+    sentence = "3 images that some method colours without any error"
+    found = text(tmp_path, found=Evaluated(contest(7, 3, exact=3, psnr_se=0.5, behind_se=0.25)))
+    assert sentence in found
+    assert "mean over 7 images" in found
+    assert "Without error" in found
+    assert "without any error" not in text(tmp_path, found=Evaluated(contest(7, 0)))
+    none = text(tmp_path, found=Evaluated(contest(0, 4)))
+    assert "Some method colours each of the 4 images without any error: there is nothing to compare." in none
+
+
+def test_means_of_one_image_stand_without_an_error(tmp_path: Path) -> None:
+    order = [{"question": q, "n": 1, "error": 0.2, "error_se": None, "above": None, "counts": [0, 1]} for q in (0, 1)]
+    order[1] |= {"above": 0.1, "above_se": None}
+    classes = [row | {name: None for name in row if name.endswith("_se")} for row in MEASURED]
+    found = text(tmp_path, found=Evaluated(contest(1, 0), order, 1.0, classes))
+    for words in ("23.46", "Class precision of each question", "Distribution of the error"):
+        assert words in found, words
+    assert "±–" not in found
+    assert "±nan" not in found
+
+
 def test_classes_that_are_not_measured_yet_are_not_said_to_be_missing(tmp_path: Path) -> None:
     missing = "No pictures with drawn classes were given"
     assert missing in text(tmp_path, segmented=False, found=Evaluated())

@@ -35,12 +35,18 @@ def test_means_gains_and_their_errors_are_numpys() -> None:
     for t, row in enumerate(rows):
         assert row["n"] == 30
         assert row["psnr"] == pytest.approx(capped[:, t].mean(), abs=1e-5)
-        assert row["psnr_se"] == pytest.approx(capped[:, t].std() / math.sqrt(30), abs=1e-4)
+        assert row["psnr_se"] == pytest.approx(capped[:, t].std(ddof=1) / math.sqrt(30), abs=1e-4)
         if t:
             gains = capped[:, t] - capped[:, t - 1]
             assert row["gain"] == pytest.approx(gains.mean(), abs=1e-5)
-            assert row["gain_se"] == pytest.approx(gains.std() / math.sqrt(30), abs=1e-4)
+            assert row["gain_se"] == pytest.approx(gains.std(ddof=1) / math.sqrt(30), abs=1e-4)
     assert rows[0]["gain"] is None
+
+
+def test_one_image_has_no_standard_error() -> None:
+    last = told([PSNR[:1]])[-1]
+    assert (last["n"], last["psnr"]) == (1, pytest.approx(PSNR[0, 3], abs=1e-5))
+    assert (last["psnr_se"], last["gain_se"]) == (None, None)
 
 
 def test_any_split_in_any_order_adds_up_to_the_same() -> None:

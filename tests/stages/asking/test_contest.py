@@ -89,7 +89,7 @@ def test_the_table_is_numpy_s_in_any_order() -> None:
     methods = ("asked", "points_random", "none")
     rng = np.random.default_rng(0)
     values = {m: rng.uniform(15, 30, (40, 1 if m == "none" else 3)) for m in methods}
-    values["asked"][0, 2] = np.inf  # without any error: 100 dB
+    values["asked"][0, 2] = values["points_random"][3, :2] = values["none"][3, 0] = np.inf  # without any error
     table = pa.table({f"psnr/{m}": v.tolist() for m, v in values.items()})
     reduction = ContestTable(ContestTableConfig(methods, 2))
     whole = reduction.add(reduction.start(), table)
@@ -103,22 +103,35 @@ def test_the_table_is_numpy_s_in_any_order() -> None:
         ("asked", 0), ("asked", 1), ("asked", 2), ("points_random", 0), ("points_random", 1), ("points_random", 2),
         ("none", 0),
     ]  # fmt: skip
-    counted = {m: np.minimum(v, 100.0) for m, v in values.items()}
+    # The first and the fourth picture are coloured without error by one of the methods: they count for none of them.
+    counted = {m: np.delete(v, [0, 3], axis=0) for m, v in values.items()}
+    exact = {("asked", 2): 1, ("points_random", 0): 1, ("points_random", 1): 1, ("none", 0): 1}
     for r in rows:
         own = counted[r["method"]]
         ahead = counted["asked"][:, r["answers"]] - own[:, r["answers"]]
-        assert (r["n"], r["psnr"]) == (40, pytest.approx(own[:, r["answers"]].mean()))
-        assert r["psnr_se"] == pytest.approx(own[:, r["answers"]].std() / np.sqrt(40), rel=1e-5)
+        assert (r["n"], r["psnr"]) == (38, pytest.approx(own[:, r["answers"]].mean()))
+        assert (r["exact"], r["left_out"]) == (exact.get((r["method"], r["answers"]), 0), 2)
+        assert r["psnr_se"] == pytest.approx(own[:, r["answers"]].std(ddof=1) / np.sqrt(38), rel=1e-5)
         assert r["behind"] == pytest.approx(ahead.mean(), abs=1e-6)
-        assert r["behind_se"] == pytest.approx(ahead.std() / np.sqrt(40), abs=1e-6)
+        assert r["behind_se"] == pytest.approx(ahead.std(ddof=1) / np.sqrt(38), abs=1e-6)
         if r["answers"]:
             gains = own[:, r["answers"]] - own[:, r["answers"] - 1]
             assert r["gain"] == pytest.approx(gains.mean(), abs=1e-6)
-            assert r["gain_se"] == pytest.approx(gains.std() / np.sqrt(40), rel=1e-5)
+            assert r["gain_se"] == pytest.approx(gains.std(ddof=1) / np.sqrt(38), rel=1e-5)
         else:
             assert r["gain"] is None
     with pytest.raises(ValueError, match=r"after 0\.\.3 hints"):
         ContestTable(ContestTableConfig(methods, 3)).add(whole, table)
+
+
+def test_where_every_picture_is_left_out_the_table_says_how_many() -> None:
+    reduction = ContestTable(ContestTableConfig(("asked", "none"), 1))
+    table = pa.table({"psnr/asked": [[20.0, 30.0]] * 2, "psnr/none": [[np.inf]] * 2})
+    rows = reduction.finish("all", reduction.add(reduction.start(), table)).to_pylist()
+    assert [(r["method"], r["answers"], r["n"], r["left_out"], r["psnr"]) for r in rows] == [
+        ("asked", 0, 0, 2, None), ("asked", 1, 0, 2, None), ("none", 0, 0, 2, None),
+    ]  # fmt: skip
+    assert reduction.finish("all", reduction.start()).num_rows == 0
 
 
 def test_the_order_of_questions_and_its_distribution() -> None:
@@ -135,7 +148,7 @@ def test_the_order_of_questions_and_its_distribution() -> None:
     assert mean["above"] is None
     assert (first["n"], first["error"]) == (3, pytest.approx(1.6 / 3))
     assert first["above"] == pytest.approx((0.2 + 0.2 + 0.6) / 3)
-    assert first["above_se"] == pytest.approx(np.std([0.2, 0.2, 0.6]) / np.sqrt(3))
+    assert first["above_se"] == pytest.approx(np.std([0.2, 0.2, 0.6], ddof=1) / np.sqrt(3))
     assert (second["n"], second["error"], second["above"]) == (2, pytest.approx(0.15), pytest.approx(-0.1))
     assert first["counts"] == [0, 1, 1, 1], "0.9 is beyond the last bin and in it"
     assert second["counts"] == [1, 1, 0, 0], "a question that covers nothing is none"

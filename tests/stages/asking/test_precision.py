@@ -119,7 +119,7 @@ def test_the_table_is_numpy_s_in_any_order() -> None:
     overall, first, second = reduction.finish("all", state).to_pylist()
     means = np.nanmean(own, 1)
     assert (overall["question"], overall["n"], overall["precision"]) == (0, 30, pytest.approx(means.mean()))
-    assert overall["precision_se"] == pytest.approx(means.std() / np.sqrt(30), rel=1e-5)
+    assert overall["precision_se"] == pytest.approx(means.std(ddof=1) / np.sqrt(30), rel=1e-5)
     assert overall["above"] == pytest.approx((means - np.nanmean(moved, 1)).mean())
     assert first["moved"] == pytest.approx(moved[:, 0].mean())
     assert (second["n"], second["precision"]) == (29, pytest.approx(np.nanmean(own[:, 1])))

@@ -170,7 +170,16 @@ def test_moments_of_parts_add_up_in_any_order(values: np.ndarray, at: int) -> No
         n, mean, error = mean_and_error(whole[0])
         assert n == len(values)
         assert mean == pytest.approx(values[:, 0].mean(), abs=1e-8)
-        assert error == pytest.approx(values[:, 0].std() / math.sqrt(n), abs=1e-4)
+        expected = values[:, 0].std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+        assert error == pytest.approx(expected, abs=1e-4, nan_ok=True)
+
+
+def test_the_standard_error_by_hand() -> None:
+    # 0.1 and 0.5: 0.2 to either side of 0.3, so the sample's variance is 2 * 0.04 / (2 - 1), and half of it is 0.04.
+    assert mean_and_error(moments([[0.1], [0.5]])[0]) == (2, pytest.approx(0.3), pytest.approx(0.2))
+    n, mean, error = mean_and_error(moments([[0.1]])[0])
+    assert (n, mean) == (1, pytest.approx(0.1))
+    assert math.isnan(error), "one value says nothing of how far others lie"
 
 
 def test_missing_values_are_not_counted_and_unbounded_ones_are_refused() -> None:
