@@ -30,8 +30,17 @@ class Slot:
 
 
 def connect(resources: Resources) -> None:
-    """Join the cluster that is named, or start one on this machine. Does nothing when connected already."""
+    """Join the cluster that is named, or start one on this machine. What this process is connected to stays.
+
+    UsageError where a cluster is named and that is another.
+    """
     if ray.is_initialized():
+        if resources.address and not _is_up(resources.address):
+            raise UsageError(
+                f"this process is connected to {joined() or 'a Ray of its own'} already",
+                where=resources.address,
+                cure="run this in a process of its own, call ray.shutdown() first, or leave the address out",
+            )
         return
     address = resources.cluster
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -56,6 +65,22 @@ def connect(resources: Resources) -> None:
             at, cure = address, "check --address ('ray status' there), or leave it out to use this machine"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RaylensError(f"Ray could not be reached or started ({reason})", where=at, cure=cure) from error
+
+
+def _is_up(address: str) -> bool:
+    """Whether the Ray that this process is connected to is the one named, as far as it can be told."""
+    if address == "auto" or ray.util.client.ray.is_connected():
+        return True
+    if address == "local" or address.startswith("ray://"):
+        return (joined() is None) is (address == "local")
+    from ray._raylet import GcsClient
+
+    here = ray.get_runtime_context()
+    if here.gcs_address == address:
+        return True
+    with contextlib.suppress(Exception):  # a head has several names; nobody may answer there
+        return bool(GcsClient(address=address).cluster_id == here.worker.gcs_client.cluster_id)
+    return False
 
 
 def joined() -> str | None:
@@ -119,7 +144,7 @@ def slots(resources: Resources) -> list[Slot]:
         raise UsageError(
             f"the cluster has no place for a worker (CPUs {total_cpus}, "
             f"GPUs {total_gpus:g}, {resources.gpus_per_actor:g} GPU a worker)",
-            where=resources.cluster or "this machine",
+            where=joined() or "this machine",
             cure="lower resources.gpus_per_actor, or add nodes",
         )
     return found

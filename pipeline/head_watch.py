@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sys
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 _EVERY_S, _TIMEOUT_S = 5.0, 5.0
+_ADDRESS = re.compile(r".+:\d+")
 _MISSES = 2  # told when it did not answer so many times in a row
 
 
@@ -52,13 +54,16 @@ class HeadWatch:
 
 
 def _joined() -> str:
-    if "ray" not in sys.modules:
+    if "pipeline.cluster" not in sys.modules:  # nobody has joined one
         return ""
-    import ray
+    with contextlib.suppress(Exception):  # it may be left, or be on its way in, at any moment
+        import ray
 
-    with contextlib.suppress(Exception):  # it may be left at any moment
-        if ray.is_initialized() and not ray.util.client.ray.is_connected():  # a client's head is seen by its server
-            return str(ray.get_runtime_context().gcs_address)
+        from pipeline.cluster import joined
+
+        address = joined() or ""
+        if _ADDRESS.fullmatch(address) and not ray.util.client.ray.is_connected():  # its server sees a client's head
+            return address
     return ""
 
 

@@ -26,7 +26,7 @@ class Places:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = self._kept = resources
-        self._growth = Growth(joined=resources.cluster is not None)
+        self._growth = Growth(joined=cluster.joined() is not None)
         self._seen, self._had_gpus, self._on_cpus = False, False, False
         self._shares = False  # CPUs with others
         self._asked: float | None = None  # since when there has been nothing, so that GPUs were asked for
@@ -78,7 +78,7 @@ class Places:
         elif self.slots and self._wants_gpus and self._growth.doubted:
             raise UsageError(
                 f"wants GPUs, but the cluster has none and no node came for {BROUGHT_S / 60:g} minutes",
-                where=self._resources.cluster or "this machine",
+                where=cluster.joined() or "this machine",
                 cure="look at its nodes ('ray status'), or set resources.gpus to 0 for a run on its CPUs",
             )
         elif self._growth.grows and (self._wants_gpus or self._expects_gpus):

@@ -148,18 +148,17 @@ def _places(resources: Resources, batch: int | None) -> _Places:
 
 def _gpus(resources: Resources) -> int:
     """GPUs to train on: of the cluster, where there is one or may be one with GPUs."""
-    import ray
     import torch
 
-    wanted, connected = resources.train_workers, resources.cluster is not None or ray.is_initialized()
+    from pipeline.cluster import alive_nodes, connect, joined
+    from pipeline.growth import autoscaled
+
+    wanted, connected = resources.train_workers, resources.cluster is not None or joined() is not None
     here = torch.cuda.is_available()
     if resources.gpus == 0 or (wanted == 0 and not here):
         return 0
     if not connected and (wanted == 0 or (not here and not resources.gpus)):
         return int(here)
-    from pipeline.cluster import alive_nodes, connect, joined
-    from pipeline.growth import autoscaled
-
     connect(resources)
     wanted = resources.gpus or 0
     there = int(sum(node.get("GPU", 0.0) for node in alive_nodes().values()))

@@ -33,6 +33,7 @@ class Shared:
         self.kind: dict[str, float] = {}
         self.left = 0  # nodes that can still be brought
         self.names, self.numbers = iter("efghijkl"), itertools.count()
+        monkeypatch.setattr(cluster, "joined", lambda: HEAD)
         monkeypatch.setattr(cluster, "alive_nodes", lambda: self.nodes)
         monkeypatch.setattr(cluster, "free_of_nodes", lambda: {node: self.free(node) for node in self.nodes})
         monkeypatch.setattr(pool, "start_host", self.start)

@@ -35,6 +35,7 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slots: list[Slot] = []
         self.scales, self.now = True, 100.0
+        self.joined: str | None = HEAD  # None: a Ray of our own
         self.groups: list[Group] = []
         numbers = itertools.count()
 
@@ -61,6 +62,7 @@ class World:
         for module in (pool, growth, places):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(pool, "ray", SimpleNamespace(put=lambda work: work, wait=lambda refs, timeout: (refs, [])))
+        monkeypatch.setattr(cluster, "joined", lambda: self.joined)
         monkeypatch.setattr(cluster, "slots", slots)
         monkeypatch.setattr(cluster, "alive_nodes", lambda: {slot.node: {} for slot in self.slots})
         monkeypatch.setattr(cluster, "free_of_nodes", lambda: None)  # Ray does not tell what is free
@@ -179,9 +181,14 @@ def test_a_step_that_was_measured_on_gpus_goes_on_on_gpus(world: World, gpus: in
 
 def test_nobody_is_asked_for_nodes_of_a_ray_of_our_own(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "autoscaled", lambda: pytest.fail("asked"))
-    world.slots = [Slot("a", 0, "cpu", 0.0, 4)]
+    world.joined, world.slots = None, [Slot("a", 0, "cpu", 0.0, 4)]
     assert len(begun(Resources(), 4).members) == 1
     assert world.asked == []
+
+
+def test_the_autoscaler_of_a_cluster_is_asked_whoever_joined_it(world: World) -> None:
+    begun(Resources(), 4)
+    assert world.asked == [{"GPU": 1.0}] * 2
 
 
 def test_a_step_begins_with_one_look_at_the_cluster(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,9 +233,10 @@ def test_a_node_that_comes_gives_the_next_one_time(world: World) -> None:
 
 
 def test_a_cluster_without_places_and_autoscaler_is_refused(world: World) -> None:
-    world.scales = False
+    world.scales, world.joined = False, None
     with pytest.raises(UsageError, match="no place"):
         begun(Resources(), 4)
+    world.joined = HEAD
     joined = begun(Resources(HEAD), 4)  # it may have started just now
     world.now += 50
     joined.refresh(4)

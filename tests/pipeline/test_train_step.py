@@ -389,7 +389,6 @@ class TestPlaces:
     def there_are(self, monkeypatch: pytest.MonkeyPatch, *, here: bool, joined: bool, gpus: int) -> None:
         """A GPU on this machine or not, a cluster joined already or not, with so many GPUs."""
         monkeypatch.setattr("torch.cuda.is_available", lambda: here)
-        monkeypatch.setattr("ray.is_initialized", lambda: joined)
         monkeypatch.setattr("pipeline.cluster.connect", lambda _: None)
         monkeypatch.setattr("pipeline.cluster.joined", lambda: "head:6379" if joined else None)
         monkeypatch.setattr("pipeline.cluster.alive_nodes", lambda: {"a": {"GPU": float(gpus)}})
