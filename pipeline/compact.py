@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RaylensError
 from pipeline.lock import RunLock
+from pipeline.receipts import PLAIN_NAME
 from pipeline.run import Run
 from pipeline.shards import STATUSES, Receipt
 from pipeline.storage import Folder
@@ -71,17 +72,23 @@ def manifest(folder: Folder) -> dict[str, Any] | None:
     """What a compacted folder vouches for; None where there is none. RaylensError: it cannot be read."""
     try:
         found = json.loads(folder.read(MANIFEST))
-        if not all({"name", "bytes", "sha256", "rows"} <= set(file) for file in found["files"]):
-            raise ValueError("a file lacks its size, sum or rows")
+        if not (isinstance(found["sources"], list) and all(map(_is_file, found["files"]))):
+            raise ValueError("a file lacks its name, size, sum or rows, or a name leaves the folder")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RaylensError(
             f"this manifest cannot be read ({type(error).__name__}: {error})",
             where=folder.path(MANIFEST),
             cure="remove it and run 'raylens compact RUN' again",
         ) from error
     return dict(found)
+
+
+def _is_file(entry: dict[str, Any]) -> bool:
+    texts = all(isinstance(entry[name], str) for name in ("name", "sha256"))
+    counts = all(type(entry[name]) is int and entry[name] >= 0 for name in ("bytes", "rows"))
+    return texts and counts and PLAIN_NAME.fullmatch(entry["name"]) is not None
 
 
 def check(unit: Unit, folder: Folder) -> tuple[list[str], int]:
@@ -95,11 +102,13 @@ def check(unit: Unit, folder: Folder) -> tuple[list[str], int]:
         return [error.what], 0
     if described is None:
         return [], 0
-    found, read = [], 0
+    found, read, here = [], 0, folder.list()
     for file in described["files"]:
         try:
-            data = folder.read(file["name"])
+            data = folder.read(file["name"]) if file["name"] in here else None
         except FileNotFoundError:
+            data = None
+        if data is None:
             found.append(f"{folder.path(file['name'])} is missing")
             continue
         read += len(data)

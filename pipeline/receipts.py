@@ -17,7 +17,7 @@ from pipeline.storage import Folder
 STATUSES = ("ok", "filtered", "failed")
 SUMMARY = "receipts.json"  # beside the plan
 READERS = 16  # threads: receipts are small, so latency is what counts
-_PLAIN_NAME = re.compile(r"[^/\\\x00.][^/\\\x00]*")  # stays in its folder, and a listing shows it
+PLAIN_NAME = re.compile(r"[^/\\\x00.][^/\\\x00]*")  # stays in its folder, and a listing shows it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Receipt:
         files = tuple(DataFile(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in fields.pop("files"))
         notes = tuple(str(n) for n in fields.pop("notes", ()))
         rows = {status: int(fields["rows"].get(status, 0)) for status in STATUSES}
-        if not files or not all(_PLAIN_NAME.fullmatch(f.name.removeprefix("blobs/")) for f in files):
+        if not files or not all(PLAIN_NAME.fullmatch(f.name.removeprefix("blobs/")) for f in files):
             raise ValueError("a file name leaves the shard folder")
         seconds = float(fields.get("seconds", 0.0))
         if not math.isfinite(seconds) or min(*rows.values(), *(f.bytes for f in files)) < 0:

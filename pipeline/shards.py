@@ -103,11 +103,12 @@ class Shards:
 
         ``each``: every receipt's own file is read, however many there are.
         """
-        sizes = self.folder.list()
+        bad: dict[int, str] = {}
+        found = list(self._good(bad, each))
+        sizes = self.folder.list()  # after the receipts: the files of one that comes in between are there before it
         blobs: dict[str, int] | None = None
         good: dict[int, Receipt] = {}
-        bad: dict[int, str] = {}
-        for shard, receipt in self._good(bad, each):
+        for shard, receipt in found:
             for file in receipt.files:
                 if file.name.startswith("blobs/"):
                     if blobs is None:
@@ -151,10 +152,10 @@ class Shards:
 
     def orphans(self) -> list[str]:
         """Data files that no receipt names: left by attempts that died or lost (none is told of a damaged receipt)."""
-        bad: dict[int, str] = {}
-        named = {file.name for _, receipt in self._good(bad) for file in receipt.files}
         here = [n for n in self.folder.list() if n.startswith("part-")]
         blobs = [f"blobs/{n}" for n in self.folder.child("blobs").list()]
+        bad: dict[int, str] = {}  # receipts last: the files of one that comes in between are no orphans
+        named = {file.name for _, receipt in self._good(bad) for file in receipt.files}
         unsure = tuple(f"{start}{shard:05d}-" for shard in bad for start in ("part-", "blobs/"))
         return sorted(n for n in here + blobs if n not in named and not n.startswith(unsure))
 

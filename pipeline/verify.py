@@ -99,13 +99,13 @@ def verify(
                 problems.append(Problem(product.path, wrong, mended=repair))
                 if repair:
                     product.withdraw()
-    for unit in units.units(run, described):
-        large = compact.compacted(run, unit)
-        wrong_there, size = compact.check(unit, large)
-        read += size
-        problems += [Problem(large.url, what, mended=repair) for what in wrong_there]
-        if wrong_there and repair:
-            large.remove(compact.MANIFEST)
+        for unit in units.units(run, described):
+            large = compact.compacted(run, unit)
+            wrong_there, size = compact.check(unit, large)
+            read += size
+            problems += [Problem(large.url, what, mended=repair) for what in wrong_there]
+            if wrong_there and repair:
+                large.remove(compact.MANIFEST)
     return VerifyReport(run.url, shards, read, rows, tuple(problems), tuple(missing), tuple(orphans), clean)
 
 

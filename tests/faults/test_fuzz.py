@@ -159,6 +159,15 @@ FOUND = [
         "learn/checkpoints/0002/receipt.json",
         b'{"files": {"model": {"file": "../../run.json", "bytes": 1, "sha256": []}}}',
     ),
+    ("compact/sweep/fit/manifest.json", b'{"files": []}'),
+    *(
+        ("compact/sweep/fit/manifest.json", b'{"files": [{%s, "bytes": 1, "sha256": ""}], "sources": []}' % spoilt)
+        for spoilt in (
+            b'"name": "a", "rows": "x"',
+            b'"name": ".", "rows": 1',
+            b'"name": "../../../run.json", "rows": 1',
+        )
+    ),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipeline.lock import RunLock
 from pipeline.run import Run
 from pipeline.shards import Shards
 from pipeline.steps import Source
+from pipeline.storage import Folder
 from pipeline.verify import verify
 
 SHARDS = 6
@@ -103,6 +105,50 @@ def test_verify_reads_the_large_files_too(run: Run) -> None:
         compact(run.url)
     assert verify(run.url, repair=True).ok
     assert compact(run.url)[0].made
+
+
+DAMAGE: dict[str, dict[str, Any]] = {
+    "rows that are no number": {"rows": "x"},
+    "a size that is no number": {"bytes": None},
+    "the folder itself": {"name": "."},
+    "a file elsewhere": {"name": "../../../run.json"},
+    "a name that is none": {"name": ["a"]},
+    "no sources": {},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_manifest_that_vouches_for_no_files_of_its_folder_is_damaged(run: Run, damage: dict[str, Any]) -> None:
+    compact(run.url)
+    manifest = Path(run.url) / "compact/sweep/all/manifest.json"
+    described = json.loads(manifest.read_text())
+    described["files"][0] |= damage
+    if not damage:
+        del described["sources"]
+    manifest.write_text(json.dumps(described))
+    report = verify(run.url)
+    assert [problem.where for problem in report.problems] == [str(manifest.parent)]
+    assert "this manifest cannot be read" in report.problems[0].what
+    with pytest.raises(RaylensError, match="this manifest cannot be read"):
+        compact(run.url)
+    assert verify(run.url, repair=True).ok
+    assert compact(run.url)[0].made
+    assert verify(run.url).ok
+
+
+def test_verify_takes_a_manifest_back_while_it_holds_the_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    compact(run.url)
+    (Path(run.url) / "compact/sweep/all/manifest.json").write_text("no manifest")
+    remove, locked = Folder.remove, []
+
+    def seen(folder: Folder, name: str) -> None:
+        if name == "manifest.json":
+            locked.append((Path(run.url) / "lock.json").exists())
+        remove(folder, name)
+
+    monkeypatch.setattr(Folder, "remove", seen)
+    assert verify(run.url, repair=True).ok
+    assert locked == [True]
 
 
 def test_while_a_driver_works_on_the_run_it_is_refused(run: Run) -> None:

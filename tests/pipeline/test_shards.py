@@ -168,6 +168,30 @@ def test_data_without_a_receipt_is_an_orphan_and_not_a_shard(shards: Shards) -> 
     assert shards.orphans() == ["blobs/00001-map.bin-deadbeef", "part-00001-of-00003-deadbeef.parquet"]
 
 
+@pytest.mark.parametrize("look", ["list", "stamps"])
+def test_a_shard_committed_between_two_looks_at_the_folder_is_neither_broken_nor_an_orphan(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    shards.commit(0, table(0, 10))
+    looks = getattr(Folder, look)
+    others: list[int] = []
+
+    def then_a_commit(folder: Folder) -> Any:
+        seen = looks(folder)
+        if others:
+            shards.commit(others.pop(), table(10, 20), blobs={"m": b"1"})
+        return seen
+
+    monkeypatch.setattr(Folder, look, then_a_commit)
+    others.append(1)
+    assert shards.complete()[1] == {}
+    assert others == []
+    others.append(2)
+    assert shards.orphans() == []
+    assert others == []
+    assert set(shards.complete()[0]) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("size", [0, 10, -1])
 def test_truncated_file_is_seen_by_its_size(shards: Shards, size: int) -> None:
     receipt, _ = shards.commit(0, table(0, 10))
