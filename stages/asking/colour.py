@@ -1,6 +1,8 @@
 """sRGB and CIELAB (D65, 2 degree observer) as tensors: differentiable everywhere, on any device.
 
-The constants are scikit-image's. Sums are written out, so that autocast and TF32 do not round them.
+The constants are scikit-image's, and tests hold the numbers to it; sums are written out, so that autocast and TF32 do
+not round them. kornia's functions give the same numbers, but under bf16 autocast they are off by 2.6 units of CIELAB
+(measured with 0.9.0), and kornia does not import without a compiled package of its own, kornia-rs.
 """
 
 from __future__ import annotations
