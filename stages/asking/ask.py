@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from stages.asking.agent import UNetAgent, trained_agent
 from stages.asking.paradigm import Task
-from stages.asking.process import Process, process
+from stages.asking.process import Process, process, turns_cost
 from stages.asking.train import PIXELS
 from stages.preprocess import Preprocess
 from stages.schema import column
@@ -87,16 +86,10 @@ class Ask:
     def micro_batch(self, device: torch.device) -> int:
         return self.config.batch or (8 if device.type == "cpu" else 128)
 
-    @torch.no_grad()
     def cost(self) -> dict[str, float]:
         """Per row: a forward pass for each turn."""
         agent, task = self._ready()
-        pixels = torch.zeros(1, 3, *self.config.preprocess.size, dtype=torch.uint8, device=self.device)
-        with FlopCounterMode(display=False) as counted:
-            process(agent, task, pixels, 0)
-        turns = self.hints + 1.0
-        flops = counted.get_total_flops() * turns
-        return {"forwards_per_row": turns, "flops_per_row": float(flops), "networks_per_row": 0.0}
+        return turns_cost(agent, task, self.config.preprocess.size, self.device, self.hints + 1)
 
     def __call__(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         agent, task = self._ready()

@@ -29,7 +29,12 @@ class BilateralSolver:
             raise ValueError(f"place, light and strength are above 0; got {self}")
 
     def __call__(self, light: NDArray[np.floating], known: NDArray[np.bool_], hints: NDArray[np.floating]) -> NDArray:
-        """Lightness [H, W] in 0..1, where there are hints [H, W], and those [K, H, W] -> [K, H, W] float64."""
+        """Lightness [H, W] in 0..1, where there are hints [H, W], and those [K, H, W] -> [K, H, W] float64.
+
+        Without any hint nothing says what the colours are: 0.
+        """
+        if not known.any():
+            return np.zeros(hints.shape)
         splat, blur = grid(light, self.place, self.light)
         scale, mass = bistochastic(splat, blur)
         smooth = sparse.diags(mass) - sparse.diags(scale) @ blur @ sparse.diags(scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from stages.asking.colour import to_unit
 from stages.asking.levin import Levin
 from stages.asking.paradigm import QuestionFunction, Task
 from stages.asking.points import AtLargestError, Fill, OnOneMap, at_random, network
-from stages.asking.process import Process, process
+from stages.asking.process import Process, process, turns_cost
 from stages.asking.train import PIXELS
 from stages.preprocess import Preprocess
 from stages.schema import column
@@ -26,6 +27,7 @@ from stages.training_draws import row_seeds
 
 ASKED, ASKED_EXACT, NONE = "asked", "asked_exact", "none"
 POINTS = {"points": "a network", "levin": "Levin et al.", "bilateral": "Barron and Poole"}
+SOLVES = ("levin", "bilateral")
 RANDOM, WORST = "random", "max_error"
 MEANING = {
     ASKED: "asks, trained with the noise on answers that the config sets",
@@ -108,6 +110,17 @@ class Contest:
     def micro_batch(self, device: torch.device) -> int:
         return self.config.batch or (8 if device.type == "cpu" else 64)
 
+    def cost(self) -> dict[str, float]:
+        """Per row: a forward pass for each turn of a network, and one for the error of that which is told nothing.
+
+        Sparse solves are no forward passes: the time of a micro-run has them, these counts have not.
+        """
+        if not self._agents:
+            raise RuntimeError("the stage has no networks yet: call setup() first")
+        config = self.config
+        turns = 1 + sum(config.answers(name) + 1 for name in config.methods if not name.startswith(SOLVES))
+        return turns_cost(self._agents["asked"], self.task, config.preprocess.size, self.device, turns)
+
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not self._agents:
@@ -163,8 +176,9 @@ def solved(solver: Solver, task: Task) -> Fill:
         raise ValueError(f"colours cannot be solved for in task {task.name!r}: it shows no picture of lightness")
 
     def filled(x: Tensor, known: Tensor, hints: Tensor) -> Tensor:
-        light, given, told = ((part.cpu().numpy()) for part in ((x[:, 0] + 1) / 2, known[:, 0] > 0, hints))
-        found = [solver(*image) for image in zip(light, given, told, strict=True)]
+        light, given, told = (part.cpu().numpy() for part in ((x[:, 0] + 1) / 2, known[:, 0] > 0, hints))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # SuperLU does not hold the interpreter's lock
+            found = list(pool.map(solver, light, given, told))
         return torch.from_numpy(np.stack(found)).to(x.device, x.dtype)
 
     return filled

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stages.asking.agent import UNetAgent, trained_agent
 from stages.asking.means import Means, mean_columns, means
-from stages.asking.process import process
+from stages.asking.process import process, turns_cost
 from stages.asking.train import PIXELS
 from stages.metrics.masks import union_mask
 from stages.metrics.moments import moments
@@ -86,6 +86,13 @@ class Precision:
 
     def micro_batch(self, device: torch.device) -> int:
         return self.config.batch or (8 if device.type == "cpu" else 64)
+
+    def cost(self) -> dict[str, float]:
+        """Per row: a forward pass for each turn of each network."""
+        if not self._agents:
+            raise RuntimeError("the stage has no networks yet: call setup() first")
+        turns, size = len(self.config.networks) * (self.config.hints + 1), self.config.preprocess.size
+        return turns_cost(next(iter(self._agents.values())), self.task, size, self.device, turns)
 
     def __call__(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not self._agents:

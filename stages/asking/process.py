@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from stages.asking.answers import truthful
 from stages.asking.colour import to_bytes, to_unit
@@ -69,3 +70,12 @@ def process(
         joined(errors),
         joined(variation),
     )
+
+
+def turns_cost(agent: Agent, task: Task, size: tuple[int, int], device: torch.device, turns: float) -> dict[str, float]:
+    """Per row, as a stage's ``cost`` tells it: so many turns, a forward pass each."""
+    pixels = torch.zeros(1, 3, *size, dtype=torch.uint8, device=device)
+    with FlopCounterMode(display=False) as counted:
+        process(agent, task, pixels, 0)
+    flops = float(counted.get_total_flops()) * turns
+    return {"forwards_per_row": float(turns), "flops_per_row": flops, "networks_per_row": 0.0}

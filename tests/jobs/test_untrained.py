@@ -60,6 +60,7 @@ def test_untrained_networks_make_rows(built: Any) -> None:
     batch = {
         "pixels": rng.integers(0, 256, (2, 3, 16, 12), np.uint8),
         "labels": rng.integers(0, 3, (2, 16, 12), np.int32),
+        "drawn": np.array([True, True]),
         "key": ["a", "b"],
         "valid": [True, True],
     }
@@ -67,6 +68,7 @@ def test_untrained_networks_make_rows(built: Any) -> None:
         learnt = {name: built.step(training).trainer.untrained({}) for name, training in step.trained.items()}
         step.stage.setup(torch.device("cpu"), {name: Trained(one.files, one.facts, "") for name, one in learnt.items()})
         assert len(step.stage(batch)) == 2
+        assert step.stage.cost()["forwards_per_row"] >= 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("freeze", [True, False])

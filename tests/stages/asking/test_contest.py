@@ -12,11 +12,13 @@ import torch
 from asking_cases import SMALL, pictures
 
 from stages.asking.agent import described, new_agent
+from stages.asking.ask import Ask, AskConfig
+from stages.asking.bilateral import BilateralSolver
 from stages.asking.colour import to_unit
-from stages.asking.contest import Contest, ContestConfig, solved
+from stages.asking.contest import Contest, ContestConfig, Solver, solved
 from stages.asking.contest_table import ContestTable, ContestTableConfig, OrderConfig, QuestionOrder
 from stages.asking.levin import Levin
-from stages.asking.points import OnOneMap, at_random, network
+from stages.asking.points import random_corners
 from stages.asking.process import process
 from stages.asking.tasks import ColorNatural, Inpaint
 from stages.preprocess import Preprocess
@@ -57,13 +59,6 @@ def test_rows_are_what_each_conversation_gives_whatever_else_is_in_the_batch() -
     for name, value in alone.items():
         assert rows[2][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
     image = pictures(4)[1:2]
-    asked = process(agent("asked"), TASK, image, 2)
-    assert rows[1]["psnr/asked"] == pytest.approx(asked.psnr[0].tolist(), abs=1e-3)
-    where = at_random(row_seeds(5, 0, ["b"]), 2, 3)
-    points = process(OnOneMap(network(agent("points"), TASK)), TASK, image, 2, question=where)
-    assert rows[1]["psnr/points_random"] == pytest.approx(points.psnr[0].tolist(), abs=1e-3)
-    levin = process(OnOneMap(solved(Levin(), TASK)), TASK, image, 2, question=where)
-    assert rows[1]["psnr/levin_random"] == pytest.approx(levin.psnr[0].tolist(), abs=1e-3)
     # Before any hint the solves are grey, and all of them alike.
     grey = {round(float(rows[1][f"psnr/{m}"][0]), 4) for m in CONFIG.methods if m.startswith(("levin", "bilateral"))}
     assert len(grey) == 1
@@ -72,10 +67,88 @@ def test_rows_are_what_each_conversation_gives_whatever_else_is_in_the_batch() -
         zeros = [torch.zeros(1, n, 12, 10) for n in (1, 2, 2)]
         y, _ = agent("none")(TASK.observe(rgb), *zeros)
         error = (y - TASK.truth(rgb)).abs().mean(1)[0].double()
+    asked = process(agent("asked"), TASK, image, 2)
     for number, question in enumerate(asked.questions[0].double()):
         under = float((error * question).sum() / question.sum())
         assert rows[1]["question_error"][number] == pytest.approx(under, rel=1e-4)
     assert rows[1]["mean_error"] == pytest.approx(float(error.mean()), rel=1e-5)
+
+
+def test_cost_counts_the_passes_of_networks_and_not_the_solves() -> None:
+    # Two that ask and two told at points take 3 turns each; one is told nothing, and looks again for its error.
+    assert contest().cost()["forwards_per_row"] == 4 * 3 + 2
+    one = Ask(AskConfig(FRAME))
+    one.setup(
+        torch.device("cpu"), {"agent": SimpleNamespace(facts=described(TASK, SMALL), files=agent("asked").to_files())}
+    )
+    assert contest().cost()["flops_per_row"] == pytest.approx(one.cost()["flops_per_row"] / 3 * 14)
+    with pytest.raises(RuntimeError, match="call setup"):
+        Contest(CONFIG).cost()
+
+
+@pytest.mark.parametrize("solver", [Levin(), BilateralSolver()])
+def test_many_threads_solve_each_picture_as_one_does(solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = TASK.observe(to_unit(pictures(5)))
+    known = (torch.rand(5, 1, 12, 10, generator=torch.Generator().manual_seed(1)) < 0.1).float()
+    told = solved(solver, TASK)
+    hints = known * torch.rand(5, 2, 12, 10, generator=torch.Generator().manual_seed(2))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    found = told(x, known, hints)
+    alone = [told(x[at : at + 1], known[at : at + 1], hints[at : at + 1]) for at in range(5)]
+    assert torch.equal(found, torch.cat(alone))
+
+
+def told_at_points(method: str, image: torch.Tensor, key: str) -> list[float]:
+    """Written out: one map, to which a square of 3 x 3 is added at a time, told the mean of what is true there."""
+    kind, _, place = method.partition("_")
+    x, truth = TASK.observe(to_unit(image)), TASK.truth(to_unit(image))
+    known, hints = torch.zeros(1, 1, 12, 10), torch.zeros(1, 2, 12, 10)
+    corners = random_corners(row_seeds(5, 0, [key]), 2, 3, 12, 10)[0].tolist()
+    found = []
+    for number in range(3):
+        if kind == "points":
+            y = agent("points")(x, known, hints, torch.zeros(1, 2, 12, 10))[0]
+        else:
+            solver = Levin() if kind == "levin" else BilateralSolver()
+            parts = (x[0, 0] + 1) / 2, known[0, 0] > 0, hints[0]
+            y = torch.from_numpy(solver(*(part.numpy() for part in parts)))[None].float()
+        found.append(decibels(TASK.picture(x, y), image))
+        if number == 2:
+            break
+        wrong = ((y - truth) ** 2).sum(1)[0] * (1 - known[0, 0])
+        least_to_most = sorted((float(wrong[i : i + 3, j : j + 3].sum()), i, j) for i in range(10) for j in range(8))
+        i, j = corners[number] if place == "random" else least_to_most[-1][1:]
+        here = slice(i, i + 3), slice(j, j + 3)
+        known[0, 0][here] = 1
+        hints[0][:, *here] = truth[0][:, *here].mean((1, 2))[:, None, None]
+    return found
+
+
+def decibels(picture: torch.Tensor, image: torch.Tensor) -> float:
+    error = (picture * 255).round().clamp(0, 255).double() - image.double()
+    return 10 * float(np.log10(255**2 / (error**2).mean()))
+
+
+@pytest.mark.parametrize("method", CONFIG.methods)
+@torch.no_grad()
+def test_every_method_s_psnr_is_that_of_its_own_network_or_solve(method: str) -> None:
+    row = contest()(batch(slice(0, 4)))[1]
+    image = pictures(4)[1:2]
+    if method == "none":
+        x = TASK.observe(to_unit(image))
+        y, _ = agent("none")(x, *(torch.zeros(1, n, 12, 10) for n in (1, 2, 2)))
+        expected = [decibels(TASK.picture(x, y), image)]
+    elif method in ("asked", "asked_exact"):
+        own = agent("asked" if method == "asked" else "exact")
+        expected = process(own, TASK, image, 2).psnr[0].tolist()
+    else:
+        expected = told_at_points(method, image, "b")
+    assert row[f"psnr/{method}"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_methods_differ_in_what_they_are_told_and_by_whom_they_are_coloured() -> None:
+    row = contest()(batch(slice(0, 4)))[1]
+    assert len({tuple(np.round(row[f"psnr/{method}"], 3)) for method in CONFIG.methods}) == len(CONFIG.methods)
 
 
 def test_what_is_no_picture_of_lightness_has_no_solve() -> None:

@@ -60,6 +60,8 @@ def test_rows_are_of_the_agent_s_questions_and_their_own() -> None:
     agent = new_agent(TASK, SMALL, 0)
     stage = Precision(CONFIG)
     stage.setup(torch.device("cpu"), {"asked": SimpleNamespace(facts=described(TASK, SMALL), files=agent.to_files())})
+    assert stage.cost()["forwards_per_row"] == 3
+    assert stage.cost()["flops_per_row"] > 0
     image = np.zeros((24, 20, 3), np.uint8)
     row = {"masks": [rectangle(0, 0, 20, 6)], "box_labels": [4]}
     prepared = stage.prepare(image, row)
