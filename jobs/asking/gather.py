@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from jobs.report.totals import step_totals
 from pipeline import images
 from pipeline.checkpoints import DamagedError, read_one
 from pipeline.learnt import read_trained
+from pipeline.receipts import Receipt
 from pipeline.run import Run
 from pipeline.sources.selection import key_shares
 from pipeline.units import Unit, units
@@ -59,25 +60,25 @@ def gather(run: Run, described: Mapping[str, Any]) -> AskingReportData:
     except DamagedError as error:
         notes.append(f"The training is damaged: {error}")
     asked, answered = held.get(ASK), held.get(ANSWERED)
-    examples = [] if asked is None else _examples(run, asked, config, notes)
+    shown = {} if asked is None else _chosen(run, asked, config)
     return AskingReportData(
         run=run.url,
         config=described["config"],
         provenance=described.get("provenance", {}),
         facts=facts,
         psnr=[] if answered is None else [row for table in answered.shards.tables() for row in table.to_pylist()],
-        examples=examples,
-        steering=_steering(run, examples, notes),
+        examples=[] if asked is None else _examples(asked, shown, config, notes),
+        steering=_steering(run, shown, notes),
         evaluated=evaluated(run, marks, held, config.learn.noise > 0, notes) if config.task == "evaluate" else None,
         totals=[step_totals(unit) for unit in held.values() if unit.kind == "measure"],
         notes=notes,
     )
 
 
-def _steering(run: Run, examples: Sequence[Conversation], notes: list[str]) -> Steering:
-    """The first examples, to be answered otherwise on the page itself; why there are none is told in ``notes``."""
+def _steering(run: Run, shown: Mapping[str, np.ndarray], notes: list[str]) -> Steering:
+    """The first of the images, to be answered otherwise on the page itself; why there are none is told in ``notes``."""
     try:
-        trained = read_trained(run.step_folder(TRAIN)) if examples else None
+        trained = read_trained(run.step_folder(TRAIN)) if shown else None
     except DamagedError:  # told already
         trained = None
     if trained is None:
@@ -87,38 +88,47 @@ def _steering(run: Run, examples: Sequence[Conversation], notes: list[str]) -> S
     except ValueError as error:
         notes.append(f"The network cannot be answered on this page: {error}")
         return Steering()
-    return steering(run.url, task, agent, {e.key: e.truth for e in examples[:_STEERED]})
+    return steering(run.url, task, agent, dict(list(shown.items())[:_STEERED]))
 
 
-def _examples(run: Run, unit: Unit, config: AskingConfig, notes: list[str]) -> list[Conversation]:
-    """Images drawn by key hash from those that have rows, with their process as the paper's Fig. 1 shows it."""
+def _chosen(run: Run, unit: Unit, config: AskingConfig) -> dict[str, np.ndarray]:
+    """Images drawn by key hash from those that have rows: uint8 [3, h, w] by key, as the network is shown them."""
+    tables = [unit.shards.open(receipt, ["key", "status"]) for receipt in _receipts(unit)]
+    found = [table.column("key").filter(pc.equal(table.column("status"), "ok")) for table in tables]
+    keys = pa.chunked_array([chunk for keys in found for chunk in keys.chunks], pa.string()).combine_chunks()
+    order = np.argsort(key_shares(keys, "example"), kind="stable")[: _TRIES * config.report.examples]
+    listed = run.key_table("ask").table()
+    uris = dict(zip(listed["key"].to_pylist(), listed["uri"].to_pylist(), strict=True))
+    shown: dict[str, np.ndarray] = {}
+    for key in keys.take(pa.array(order)).to_pylist():
+        if len(shown) == config.report.examples:
+            break
+        image = images.load(uris[key], config.images)
+        if not isinstance(image, images.DecodeError):
+            shown[key] = config.preprocess.pixels(image.pixels)
+    return shown
+
+
+def _examples(
+    unit: Unit, shown: Mapping[str, np.ndarray], config: AskingConfig, notes: list[str]
+) -> list[Conversation]:
+    """The process of these images as the paper's Fig. 1 shows it, where their pictures are kept."""
     if config.ask.keep != "all":
         notes.append("Sheets need the pictures after every answer: set ask.keep to all")
         return []
-    receipts = [receipt for _, receipt in sorted(unit.shards.complete()[0].items())]
-    found = [unit.shards.open(receipt, ["key"]).column("key").combine_chunks() for receipt in receipts]
-    keys = pa.concat_arrays(found) if found else pa.array([], pa.string())
-    order = np.argsort(key_shares(keys, "example"), kind="stable")[: _TRIES * config.report.examples]
-    chosen = keys.take(pa.array(order))
-    listed = run.key_table("ask").table()
-    uris = dict(zip(listed["key"].to_pylist(), listed["uri"].to_pylist(), strict=True))
     rows: dict[str, dict[str, Any]] = {}
-    for receipt, held in zip(receipts, found, strict=True):
-        inside = pc.is_in(held, chosen)
+    for receipt in _receipts(unit):
+        inside = pc.is_in(unit.shards.open(receipt, ["key"]).column("key"), pa.array(list(shown), pa.string()))
         if pc.any(inside).as_py():  # pictures are large: shards without an example stay closed
             rows |= {row["key"]: row for row in unit.shards.open(receipt, None).filter(inside).to_pylist()}
-    examples: list[Conversation] = []
-    for key in chosen.to_pylist():
-        image = images.load(uris[key], config.images)
-        if rows[key]["status"] != "ok" or isinstance(image, images.DecodeError):
-            continue
-        if len(examples) < config.report.examples:
-            examples.append(_example(key, rows[key], image.pixels, config))
-    return examples
+    return [_example(key, rows[key], truth, config) for key, truth in shown.items()]
 
 
-def _example(key: str, row: Mapping[str, Any], pixels: np.ndarray, config: AskingConfig) -> Conversation:
-    truth = config.preprocess.pixels(pixels)
+def _receipts(unit: Unit) -> list[Receipt]:
+    return [receipt for _, receipt in sorted(unit.shards.complete()[0].items())]
+
+
+def _example(key: str, row: Mapping[str, Any], truth: np.ndarray, config: AskingConfig) -> Conversation:
     task = config.problem
     seen = to_bytes(task.seen(task.observe(to_unit(torch.from_numpy(truth)[None]))))[0].numpy()
     shown = [np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1) for data in row["pictures"]]

@@ -41,7 +41,7 @@ def film(found: Conversation) -> Film:
             told = {"swatch": swatch, "said": f"{swatch}, yours" if number in found.own else swatch}
         below = _question(found, number + 1) if number < len(found.questions) else None
         after = f"{found.key} {_after(number)}"
-        shown = _picture(picture, after, _decibels(found.psnr[number]))
+        shown = _picture(picture, after, decibels(found.psnr[number]))
         frames.append(Frame(f"Answer {number}" if number else "No answer", shown, **told, below=below))
     frames.append(Frame("The picture", _picture(found.truth, f"{found.key} itself")))
     return Film(frames, f"Questions and answers of {found.key}.", found.key)
@@ -65,7 +65,8 @@ def _after(number: int) -> str:
     return "without answers" if number == 0 else f"after {number} answer{'s' * (number > 1)}"
 
 
-def _decibels(psnr: float) -> str:
+def decibels(psnr: float) -> str:
+    """As people read it; without any error it is infinite."""
     return f"{show(psnr, 1)} dB" if np.isfinite(psnr) else "no error"
 
 

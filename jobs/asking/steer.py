@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from jobs.asking.config import TRAIN, AskingConfig
-from jobs.asking.sheet import Conversation, film
+from jobs.asking.sheet import Conversation, decibels, film
 from jobs.asking.train import AskingTrainer
 from jobs.config import config_of
 from pipeline import images
@@ -24,7 +24,6 @@ from pipeline.errors import RaylensError, UsageError
 from pipeline.learnt import read_trained
 from pipeline.report.blocks import Facts, Section
 from pipeline.report.page import Page
-from pipeline.report.wording import show
 from pipeline.run import Run
 from stages.asking.agent import WEIGHTS, UNetAgent, described, trained_agent
 from stages.asking.paradigm import Task
@@ -68,10 +67,11 @@ class Answered:
 
     def lines(self) -> list[str]:
         """What was told and what came of it, for a terminal."""
-        told, rest = [f"without answers  {_decibels(self.found, 0)}"], _OTHERS[self.asked.others]
+        psnr, rest = [decibels(value) for value in self.found.psnr[0].tolist()], _OTHERS[self.asked.others]
+        told = [f"without answers  {psnr[0]}"]
         for number, rgb in enumerate(self.found.colours[0].tolist(), 1):
             whose = "yours" if number in self.own else rest
-            told.append(f"answer {number}  #{bytes(rgb).hex()} ({whose})  {_decibels(self.found, number)}")
+            told.append(f"answer {number}  #{bytes(rgb).hex()} ({whose})  {psnr[number]}")
         return told
 
 
@@ -154,10 +154,6 @@ def _page(answered: Answered) -> Page:
         sections=sections,
         provenance=[Facts(facts)],
     )
-
-
-def _decibels(found: Process, number: int) -> str:
-    return f"{show(float(found.psnr[0, number]), 1)} dB"
 
 
 def _numbered(answers: Sequence[str]) -> dict[int, str]:
