@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from stages.training_ahead import AHEAD, ahead
 from stages.training_data import Batch, Data, RowError, Subset, TensorData, gains_from_ahead, screen
+from stages.training_device import autocast
 from stages.training_draws import epoch_order, number, row_seeds, uniform
 from stages.training_schedule import TrainingConfig, learning_rate
 from stages.training_state import Checkpoints, State
@@ -167,8 +168,7 @@ def _step(
     config: TrainingConfig,
     device: torch.device,
 ) -> Tensor:
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-    with torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None):
+    with autocast(config.precision, device):
         value = loss(model, batch)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(value).backward()

@@ -26,18 +26,17 @@ from stages.schema import column
 class AskConfig:
     """``preprocess``: size and frame the agent sees, as in its training. ``map_size``: the side a question is kept at
     (averaged over areas, so what it covers of a region stays), never larger than what the agent sees. ``keep``: the
-    pictures that are kept. ``hints``: answers given; 0: as many as in the training.
+    pictures that are kept. As many answers are given as in the training.
     """
 
     preprocess: Preprocess = PIXELS
     map_size: int = 32
     keep: Literal["all", "last", "none"] = "all"
-    hints: int = 0
     batch: int = field(default=0, metadata={"fingerprint": False})  # images in a call; 0 chooses by device
 
     def __post_init__(self) -> None:
-        if self.map_size < 1 or self.hints < 0 or self.keep not in ("all", "last", "none"):
-            raise ValueError(f"map_size is from 1 on, hints from 0 on, keep is all, last or none; got {self}")
+        if self.map_size < 1 or self.keep not in ("all", "last", "none"):
+            raise ValueError(f"map_size is from 1 on, keep is all, last or none; got {self}")
 
     @property
     def map_shape(self) -> tuple[int, int]:
@@ -81,7 +80,7 @@ class Ask:
         trained = inputs["agent"]
         self.task, agent = trained_agent(trained.facts, trained.files)
         self.agent = agent.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.hints = device, self.config.hints or self.task.hints
+        self.device, self.hints = device, self.task.hints
 
     def micro_batch(self, device: torch.device) -> int:
         return self.config.batch or (8 if device.type == "cpu" else 128)
