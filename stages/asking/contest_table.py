@@ -72,7 +72,7 @@ class ContestTable(Means[ContestTableConfig]):
                 raise ValueError(f"rows have PSNR of {name} after 0..{wanted - 1} hints: these have not")
             found[at, :, :wanted] = values
         exact = np.isinf(found)
-        left_out = exact.any((0, 2))
+        left_out = np.logical_or.reduce(exact, axis=(0, 2))
         shares = np.where(left_out[:, None], np.nan, np.minimum(found, LARGEST) / LARGEST)
         gains = np.diff(shares, axis=2, prepend=np.nan)
         behind = shares[self.config.methods.index(ASKED)] - shares
