@@ -14,6 +14,7 @@ from pipeline.failures import ShardFate, Verdict
 from pipeline.meters import Meters
 from pipeline.progress import Progress
 from pipeline.quarantine import read_quarantine, write_quarantine
+from pipeline.redaction import redact_urls
 from pipeline.remote_errors import last_line
 from pipeline.run import KeyTable
 from pipeline.spent import Spent
@@ -138,7 +139,7 @@ class Retries:
         key = KeyTable(Folder(self._work.keys_url), task.split).names(position, position + 1)[0]
         entry = {key: "quarantined: it alone killed its worker 3 times"}
         write_quarantine(self._quarantine(task.split), task.shard, entry)
-        self._progress.say(f"{key} is quarantined: it alone killed its worker 3 times")
+        self._progress.say(f"{redact_urls(key)} is quarantined: it alone killed its worker 3 times")
         self._events.say("quarantine", step=self._work.step.name, shard=task.name, key=key)
         return entry
 

@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 import urllib.error
 import urllib.request
@@ -20,7 +19,7 @@ from torch import nn
 
 from pipeline.errors import UsageError
 from pipeline.redaction import has_password
-from pipeline.sources.files import absolute, filesystem, is_url
+from pipeline.sources.files import absolute, blocks, filesystem, is_url
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
@@ -97,10 +96,9 @@ def _download(url: str, out: IO[bytes], limit: int) -> None:
                 length = answer.headers.get("Content-Length")
                 if length is not None and length.isdigit() and int(length) > limit:
                     raise too_large
-                while block := answer.read(2**20):
-                    if out.tell() + len(block) > limit:
-                        raise too_large
-                    out.write(block)
+                out.writelines(blocks(answer, limit))
+                if out.tell() > limit:
+                    raise too_large
                 if length is not None and length.isdigit() and out.tell() != int(length):
                     raise OSError(f"{out.tell()} of {length} bytes came")
             return
@@ -108,7 +106,9 @@ def _download(url: str, out: IO[bytes], limit: int) -> None:
         if (fs.size(path) or 0) > limit:
             raise too_large
         with fs.open(path, "rb") as file:
-            shutil.copyfileobj(file, out, 2**22)
+            out.writelines(blocks(file, limit))
+        if out.tell() > limit:  # a store need not know the size, nor keep to it
+            raise too_large
     except (OSError, urllib.error.URLError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"cannot be downloaded: {error}", where=url, cure="check the address and the network"

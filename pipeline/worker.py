@@ -18,6 +18,7 @@ from typing import Any
 from pipeline import slices
 from pipeline.decode import Feeder, Prepared, Row, ThreadFeeder, prepare_row
 from pipeline.estimate import Measured
+from pipeline.redaction import redact_urls
 from pipeline.run import KeyTable
 from pipeline.shards import Shards, parquet
 from pipeline.steps import row_schema
@@ -235,7 +236,13 @@ def _tell_failed(step: str, shard: str, rows: Iterable[Row]) -> None:
     """A line of JSON for each of a shard's first failed rows, where Ray keeps what its workers say."""
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed[:_FAILED_TOLD]:
-        told = {"kind": "failed row", "step": step, "shard": shard, "key": row["key"], "error": row.get("error")}
+        told = {
+            "kind": "failed row",
+            "step": step,
+            "shard": shard,
+            "key": redact_urls(row["key"]),
+            "error": row.get("error"),
+        }
         print(json.dumps(told), file=sys.stderr, flush=True)
 
 

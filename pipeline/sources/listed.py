@@ -29,10 +29,11 @@ class ListSource(Selection):
     """A list at ``path`` (.csv, .csv.gz, .parquet).
 
     Relative uris start at ``root`` (default: the list's folder) and must stay inside it; absolute paths and URLs are
-    taken as they are, their key is the part below ``root`` where they lie there, else the whole. The first row of an
-    image gives its label; several rows with one uri are its boxes. ``columns`` maps our names to the file's
-    (``{uri: image_id, label: class}``); ``suffix`` is put behind every uri (".JPEG"). ``images: false``: the list
-    stands without images (box protocols that need no pixels), so none is looked for.
+    taken as they are, their key is the part below ``root`` where they lie there, else the whole, without the query of a
+    web address (a signature) unless that alone tells two images apart. The first row of an image gives its label;
+    several rows with one uri are its boxes. ``columns`` maps our names to the file's (``{uri: image_id, label:
+    class}``); ``suffix`` is put behind every uri (".JPEG"). ``images: false``: the list stands without images (box
+    protocols that need no pixels), so none is looked for.
     """
 
     kind: Literal["list"]
@@ -172,7 +173,20 @@ def _keys_and_uris(uri: pa.Array, root: str, suffix: str, path: str, first: int)
     uris = pc.if_else(away, uri, locate(root, uri))
     inside = pc.and_(away, pc.starts_with(uri, root + "/"))
     below = pc.and_(inside, pc.invert(pc.match_substring_regex(uri, r"(^|/)\.\.(/|$)")))
-    return pc.if_else(below, pc.utf8_slice_codeunits(uri, len(root) + 1), uri), uris
+    return _without_query(pc.if_else(below, pc.utf8_slice_codeunits(uri, len(root) + 1), uri), uris), uris
+
+
+def _without_query(keys: pa.Array, uris: pa.Array) -> pa.Array:
+    """The keys without what follows a ``?`` in web addresses: there it signs, and the key stands in every row.
+
+    With it, where it tells images apart.
+    """
+    bare = pc.if_else(
+        pc.match_substring_regex(uris, "(?i)^https?://"),
+        pc.replace_substring_regex(keys, r"(?s)^([^?]+)\?.*$", r"\1"),
+        keys,
+    )
+    return bare if pc.count_distinct(bare).as_py() == pc.count_distinct(keys).as_py() else keys
 
 
 def _integers(column: pa.Array, path: str, field: str, first: int, least: int) -> pa.Array:

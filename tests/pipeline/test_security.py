@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
 import torch
@@ -32,10 +33,12 @@ from pipeline.redaction import has_password
 from pipeline.run import Run
 from pipeline.shards import Receipt
 from pipeline.sources import listed
+from pipeline.sources.files import read
 from pipeline.sources.xml import parse_annotation
 from pipeline.steps import Job, Source
 from pipeline.storage import Folder
 from pipeline.weights import fetch, read_state
+from pipeline.worker import _tell_failed
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "s3cr3t-never-written"
@@ -188,9 +191,15 @@ def test_xml_declares_no_entities_in_any_encoding(encoding: str) -> None:
 
 @pytest.fixture
 def endless() -> Iterator[str]:
-    """A server whose answers do not end."""
+    """A server whose answers do not end, whatever it announced (``?announced=10``)."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            if announced := self.path.partition("announced=")[2]:
+                self.send_header("Content-Length", announced)
+            self.end_headers()
+
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
@@ -213,6 +222,20 @@ def test_what_is_downloaded_has_a_limit_and_is_nobody_elses_to_read(tmp_path: Pa
     with pytest.raises(UsageError, match="more than"):
         fetch(f"{endless}/weights.pth", 2**20, str(tmp_path))
     assert list(tmp_path.iterdir()) == [], "no part of it is left"
+
+
+@pytest.mark.parametrize("announced", [None, 10])
+def test_what_is_read_has_a_limit_whatever_a_server_or_a_store_says_of_its_size(
+    endless: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, announced: int | None
+) -> None:
+    with pytest.raises(UsageError, match="bytes are more than"):
+        read(f"{endless}/list.csv{f'?announced={announced}' if announced else ''}", 2**20)
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/unsized/w.pth", bytes(2**20 + 1))
+    monkeypatch.setattr(type(memory), "size", lambda *_: announced)
+    with pytest.raises(UsageError, match="more than"):
+        fetch("memory://unsized/w.pth", 2**20, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_config_without_addresses_opens_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,8 +273,10 @@ def test_addresses_with_passwords_are_refused_before_anything_is_written(tmp_pat
     assert not has_password("s3://bucket/a:b@c")
 
 
-def test_signed_addresses_are_written_without_their_signature(tmp_path: Path) -> None:
-    """In run.json, in the frozen list's description, in events, errors and rows."""
+def test_signed_addresses_are_written_without_their_signature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In run.json, in the frozen list's description, in events, logs, errors and rows."""
     url = f"https://host/w.pth?X-Amz-Signature={SECRET}&token={SECRET}"
     run = Run(str(tmp_path / "run"))
     config = {"model": {"weights": url}, "api_key": SECRET, "data": {"fit": {"root": url}}}
@@ -272,6 +297,8 @@ def test_signed_addresses_are_written_without_their_signature(tmp_path: Path) ->
         def prepare(self, image: Any, row: dict[str, Any]) -> dict[str, Any]:
             raise ConnectionError(f"403, message='Forbidden', url='{url}'")
 
+    _tell_failed("sweep", "fit/00000", [{"key": url, "status": "failed", "error": "ValueError: no"}])
+    assert '"key": "https://host/w.pth?X-Amz-Signature=***&token=***"' in capsys.readouterr().err
     found = prepare_row(Stage(), {"key": "a"}, images.Limits())
     assert isinstance(found, str)
     assert "Forbidden" in found

@@ -52,6 +52,23 @@ def test_rows_of_one_image_become_its_boxes_in_the_order_of_the_list(tmp_path: P
     assert (c["boxes"], c["box_labels"], c["label"]) == ([], [], 1)
 
 
+def test_keys_of_web_addresses_have_no_signatures(tmp_path: Path) -> None:
+    """Signed anew, an image keeps its key; several rows of one image stay together."""
+    text = "uri,label,x0,y0,x1,y1\nHTTPS://h/d/b.jpg?X-Sig=1,0,0,0,1,1\nhttps://h/a.jpg?X-Sig=2,0,0,0,1,1\n"
+    text += "https://h/a.jpg?X-Sig=2,0,1,1,2,2\ns3://b/what?.jpg,1,,,,\n"
+    found = rows(listed(tmp_path, text))
+    assert [row["key"] for row in found] == ["HTTPS://h/d/b.jpg", "https://h/a.jpg", "s3://b/what?.jpg"]
+    assert found[0]["uri"] == "HTTPS://h/d/b.jpg?X-Sig=1"
+    assert len(found[1]["boxes"]) == 2
+    below = rows(listed(tmp_path, "uri\nhttps://h/d/a.jpg?s=1\nhttps://h/d/b.jpg?s=2\n", root="https://h/d"))
+    assert [row["key"] for row in below] == ["a.jpg", "b.jpg"]
+
+
+def test_a_query_that_tells_images_apart_stays_in_their_keys(tmp_path: Path) -> None:
+    found = rows(listed(tmp_path, "uri\nhttps://h/image?id=1\nhttps://h/image?id=2\nhttps://h/a.jpg?sig=x\n"))
+    assert [row["key"] for row in found] == ["https://h/a.jpg?sig=x", "https://h/image?id=1", "https://h/image?id=2"]
+
+
 def test_a_list_without_boxes_or_labels(tmp_path: Path) -> None:
     assert rows(listed(tmp_path, "uri,label\nx.jpg,4\ny.jpg,\n"))[0]["boxes"] is None
     assert [r["label"] for r in rows(listed(tmp_path, "uri,label\nx.jpg,4\ny.jpg,\n"))] == [4, None]
