@@ -23,7 +23,7 @@ class Speed:
     """Seconds per image and asked class, one class per image, batched as in the comparison.
 
     A method's passes are its own here: what methods share in a comparison is counted for each, and the network's plain
-    forward stands apart. The first batch runs unmeasured, to warm up.
+    forward stands apart. The first batch runs once unmeasured, to warm up.
     """
 
     version = 1
@@ -60,7 +60,7 @@ class Speed:
         pixels = torch.as_tensor(np.asarray(batch["pixels"])).to(self.device)
         x = self.config.preprocess.normalise(pixels)
         if not self.warm:
-            self._times(x[:1], tuple(batch["key"])[:1])
+            self._times(x, tuple(batch["key"]))
             self.warm = True
         times = self._times(x, tuple(batch["key"]))
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
