@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from jobs.config import JobConfig, Section
 from jobs.sections import JudgedSplit, Network
-from stages.gfi.boxes import ALPHAS
 from stages.gfi.config import GfiConfig as StageConfig
 from stages.gfi.layers import AUTO
 from stages.metrics.boxes import THRESHOLDS
+from stages.metrics.mean_boxes import ALPHAS
 from stages.preprocess import Preprocess
 
 

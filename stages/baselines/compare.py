@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from stages.baselines.asking import Asked, classes_asked, right_rank
 from stages.baselines.compare_row import Measures, Seen, measured, result_schema
-from stages.baselines.optimised_mask import gaussian_blur
 from stages.baselines.query import Output, Query
 from stages.baselines.registry import Method, Setting, build, check, check_options, layers_of
+from stages.blur import gaussian_blur
 from stages.chip.maps import upsample
 from stages.metrics.boxes import CENTER_SIZES, THRESHOLDS, check_thresholds
 from stages.metrics.deletion import deletion_curves
@@ -92,7 +92,7 @@ class Compare:
     Inputs: "network", and "solve" (rows layer, class_id, w) where a CHIP method is among the methods.
     """
 
-    version = 2
+    version = 3
     wants = "pixels"
 
     def __init__(self, config: CompareConfig) -> None:
@@ -150,7 +150,7 @@ class Compare:
         query = query.asking(torch.tensor(targets))
         ranked = query.ranked.cpu().numpy()
         maps = {name: method.maps(query).detach().float() for name, method in self.methods.items()}
-        attacked = self._attacked(query) if config.attack else {}
+        attacked, after = self._attacked(query) if config.attack else ({}, ranked)
         curves = {name: self._curves(query, heat[:, 0]) for name, heat in maps.items()} if config.steps else {}
         out = []
         for i, row in enumerate(rows):
@@ -165,6 +165,7 @@ class Compare:
                 {name: heat[i, 0] for name, heat in attacked.items()},
                 {name: (down[i], up[i]) for name, (down, up) in curves.items()},
                 right_rank(ranked[i], row or {}, config.asks, dict(config.objects)),
+                right_rank(after[i], row or {}, config.asks, dict(config.objects)),
             )
             out.append(measured(config.measures, seen, *(int(n) for n in batch["size"][i])))
         return out
@@ -174,12 +175,13 @@ class Compare:
         assert self.cut is not None
         return Query(self.cut, x, top=config.top, output=config.output, keys=tuple(keys), seed=config.seed)
 
-    def _attacked(self, query: Query) -> dict[str, torch.Tensor]:
-        """Maps of the first asked class on inputs that were attacked for it."""
+    def _attacked(self, query: Query) -> tuple[dict[str, torch.Tensor], NDArray[np.int64]]:
+        """Maps of the first asked class on inputs that were attacked for it, and the classes predicted there."""
         first, preprocess = query.targets[:, :1], self.config.preprocess
         moved = fgsm(query.forward, query.x, first[:, 0], self.config.attack, preprocess.mean, preprocess.std)
         other = self._query(moved, query.keys).asking(first)
-        return {name: method.maps(other).detach().float() for name, method in self.methods.items()}
+        maps = {name: method.maps(other).detach().float() for name, method in self.methods.items()}
+        return maps, other.ranked.cpu().numpy()
 
     def _curves(self, query: Query, heat: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Deletion (to the mean colour) and insertion (from a blur) of the first asked class: [B, steps + 1] each."""

@@ -19,9 +19,9 @@ from stages.chip.maps import upsample
 from stages.metrics.boxes import best_iou, level_boxes, threshold_levels
 from stages.metrics.masks import level_mask_ious
 from stages.metrics.mean_boxes import mean_boxes
-from stages.metrics.pointing import distance, peak
+from stages.metrics.pointing import Point, distance, middle, peak
 from stages.metrics.robustness import rank_correlation
-from stages.metrics.salient import salient
+from stages.metrics.salient import Salient, salient
 from stages.metrics.truth import Frame
 from stages.schema import column
 
@@ -51,6 +51,7 @@ class Seen:
     attacked: Mapping[str, torch.Tensor]
     curves: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
     right: int | None
+    attack_right: int | None = None
 
 
 def result_schema(measures: Measures, *, curves: bool, attack: bool) -> pa.Schema:
@@ -67,23 +68,29 @@ def result_schema(measures: Measures, *, curves: bool, attack: bool) -> pa.Schem
         column("width", pa.int32(), "of the original image", unit="pixels"),
         column("height", pa.int32(), "of the original image", unit="pixels"),
         column("nonfinite", pa.list_(pa.string()), "methods with a map that is not finite; such pixels count as 0"),
+        column("unanswered", pa.list_(pa.string()), "methods without an answer for the first asked class"),
         column("iou/whole_image", single, "best IoU with a true box of the first asked class; empty: no true box"),
         column("iou/center", single, "the same for centred boxes", shape="[sizes]"),
     ]
     kept = "best IoU of the first asked class's box with a true box; NaN: no answer; empty: no true box"
     heat = "map of each asked class, scaled to a largest magnitude of 1"
     miss = (
-        "from there to the nearest true box of the class: of all, of those not difficult; inf: no answer; NaN: no such "
-        "box; empty: no box"
+        "from there to the nearest true box of the class: of all, of those not difficult; inf: no answer, no contrast, "
+        "or a box outside the crop; NaN: no such box; empty: no box"
+    )
+    rows.append(
+        column("miss/center", single, "the same for the middle of the image", shape="[asked, 2]", unit="pixels")
     )
     of_box = "box of the first asked class; empty: no answer"
+    point = "highest pixel for each asked class; -1: no answer, or no contrast"
+    measures_of = "precision, recall, F, MAE against the mask at 2 x mean; no answer finds nothing; empty: no mask"
     for m in measures.methods:
         rows += [
             column(f"iou/{m}", single, f"{kept}; pixels >= t * max, largest component", shape="[thresholds]"),
             column(f"alpha_iou/{m}", single, f"{kept}; pixels >= alpha * mean, one box", shape="[alphas]"),
             column(f"mask_iou/{m}", single, "IoU of pixels >= t * max with the mask, if any", shape="[thresholds]"),
-            column(f"salient/{m}", single, "precision, recall, F, MAE against the mask at 2 x mean; empty: no mask"),
-            column(f"point/{m}", whole, "highest pixel for each asked class", shape="[asked, x y]", unit="pixels"),
+            column(f"salient/{m}", single, measures_of),
+            column(f"point/{m}", whole, point, shape="[asked, x y]", unit="pixels"),
             column(f"miss/{m}", single, miss, shape="[asked, 2]", unit="pixels"),
             column(f"box/{m}", whole, f"{of_box} (t * max)", shape="[thresholds, x0 y0 x1 y1]", unit="pixels"),
             column(f"alpha_box/{m}", whole, f"{of_box} (alpha * mean)", shape="[alphas, x0 y0 x1 y1]", unit="pixels"),
@@ -91,15 +98,20 @@ def result_schema(measures: Measures, *, curves: bool, attack: bool) -> pa.Schem
             column(f"map_shape/{m}", whole, "number of asked classes, height and width of the maps"),
         ]  # fmt: skip
         if curves:
+            steps = {"shape": "[steps + 1]"}
             rows += [
-                column(f"deletion/{m}", single, "probability while the map's highest pixels go", shape="[steps + 1]"),
-                column(f"insertion/{m}", single, "probability while they come, from a blur", shape="[steps + 1]"),
+                column(
+                    f"deletion/{m}", single, "probability while the map's highest pixels go; empty: no answer", **steps
+                ),
+                column(f"insertion/{m}", single, "probability while they come, from a blur; empty: no answer", **steps),
             ]
         if attack:
             rows += [
                 column(f"attack_iou/{m}", single, "iou on the attacked input", shape="[thresholds]"),
                 column(f"attack_rank/{m}", pa.float32(), "rank correlation of the map with that on the attacked input"),
             ]
+    if attack:
+        rows.append(column("attack_right", pa.int32(), "right on the attacked input"))
     grids = {b"thresholds": measures.thresholds, b"alphas": measures.alphas}
     return pa.schema(rows, metadata={name: " ".join(map(str, grid)).encode() for name, grid in grids.items()})
 
@@ -118,6 +130,11 @@ def measured(measures: Measures, seen: Seen, width: int, height: int) -> dict[st
         "width": width,
         "height": height,
     }
+    if seen.attacked:
+        out["attack_right"] = seen.attack_right
+    if not np.isfinite(seen.probabilities).all():
+        reason = "ValueError: the network's answer is not finite: its weights or this image hold NaN or infinity"
+        return out | {"status": "failed", "error": reason}
     if not seen.asked[0][1] and not measures.any_object:
         named = f"class {seen.asked[0][0]}" if seen.row.get("label") is None else f"label {seen.row['label']}"
         return out | {"status": "filtered", "error": f"'objects' names no object of the truth for {named}"}
@@ -137,11 +154,13 @@ class _Image:
         self.objects = [self.where.objects(row, None if measures.any_object else set(of)) for _, of in seen.asked]
         self.boxes = [self.where.boxes(row, mine, width, height) for mine in self.objects]
         self.mask = self.where.mask(row, self.objects[0], width, height)
-        self.difficult = row.get("difficult") or []
+        self.hard = [self.where.difficult(row, mine) for mine in self.objects]
 
     def columns(self) -> dict[str, Any]:
         height, width = self.size
-        out: dict[str, Any] = {"nonfinite": []}
+        middles = [middle(width, height)] * len(self.seen.asked)
+        answers = np.ones(len(middles), dtype=bool)
+        out: dict[str, Any] = {"nonfinite": [], "unanswered": [], "miss/center": self._misses(middles, answers)}
         for name, rectangle in RECTANGLES.items():
             out[f"iou/{name}"] = self._ious(rectangle(width, height, self.measures.center_sizes))
         for name, heat in self.seen.maps.items():
@@ -150,10 +169,12 @@ class _Image:
             answered = finite.any(dim=1).cpu().numpy()  # all NaN: no answer for this class
             if not bool(finite[torch.from_numpy(answered)].all()):
                 out["nonfinite"].append(name)
+            if not answered[0]:
+                out["unanswered"].append(name)
             heat = heat.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             out |= self._of_method(name, heat, answered) | self._small(name, heat)
-            if name in self.seen.curves:
-                down, up = self.seen.curves[name]
+            if name in self.seen.curves:  # without an answer they would be those of pixels in reading order
+                down, up = (curve[slice(None) if answered[0] else slice(0)] for curve in self.seen.curves[name])
                 out |= {f"deletion/{name}": down, f"insertion/{name}": up}
             if name in self.seen.attacked:
                 out |= self._attacked(name, heat[0], bool(answered[0]))
@@ -164,13 +185,14 @@ class _Image:
         large = upsample(heat[None], self.size)[0].cpu().numpy()
         levels = threshold_levels(large[:1], thresholds)
         boxes, around = level_boxes(levels, len(thresholds))[0], mean_boxes(large[:1], alphas)[0]
-        points = np.stack([peak(one) for one in large])
+        flat = (heat.amax(dim=(1, 2)) == heat.amin(dim=(1, 2))).tolist()  # enlarged, rounding would make a peak of it
+        points = [None if level else peak(one) for level, one in zip(flat, large, strict=True)]
         found: dict[str, Any] = {
             f"iou/{name}": self._ious(boxes, bool(answered[0])),
             f"alpha_iou/{name}": self._ious(around, bool(answered[0])),
             f"box/{name}": self._drawn(boxes, bool(answered[0])),
             f"alpha_box/{name}": self._drawn(around, bool(answered[0])),
-            f"point/{name}": points.ravel().astype(np.int32),
+            f"point/{name}": np.array([(-1, -1) if p is None else p for p in points], np.int32).ravel(),
             f"miss/{name}": self._misses(points, answered),
             f"mask_iou/{name}": np.zeros(0, np.float32),
             f"salient/{name}": np.zeros(0, np.float32),
@@ -178,7 +200,7 @@ class _Image:
         if self.mask is not None:
             shares = level_mask_ious(levels[0], self.mask, len(thresholds))
             found[f"mask_iou/{name}"] = (shares if answered[0] else np.full_like(shares, np.nan)).astype(np.float32)
-            scores = salient(large[0], self.mask)
+            scores = salient(large[0], self.mask) if answered[0] else Salient(0.0, 0.0, 0.0, float(self.mask.mean()))
             found[f"salient/{name}"] = np.array([scores.precision, scores.recall, scores.f, scores.mae], np.float32)
         return found
 
@@ -192,15 +214,14 @@ class _Image:
     def _drawn(self, boxes: NDArray[np.int64], answered: bool) -> NDArray[np.int32]:
         return self.where.edges(boxes)[slice(None) if answered else slice(0)].ravel().astype(np.int32)
 
-    def _misses(self, points: NDArray[np.int64], answered: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _misses(self, points: Sequence[Point | None], answered: NDArray[np.bool_]) -> NDArray[np.float32]:
         if all(boxes is None or not len(boxes) for boxes in self.boxes):
             return np.zeros(0, dtype=np.float32)
         out = np.full((len(points), 2), np.nan, dtype=np.float32)
         for r, (point, boxes) in enumerate(zip(points, self.boxes, strict=True)):
             if boxes is None or not len(boxes):
                 continue
-            hard = [bool(self.difficult[j]) if j < len(self.difficult) else False for j in self.objects[r]]
-            for at, mine in enumerate((boxes, boxes[~np.array(hard, dtype=bool)])):
+            for at, mine in enumerate((boxes, boxes[~self.hard[r]])):
                 if len(mine):
                     gap = distance(point, mine, inclusive=self.where.inclusive)
                     out[r, at] = gap if answered[r] else math.inf

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import interpolate
 
 from stages.baselines.frozen import Freezer, Frozen
 from stages.baselines.placement import AtImage
 from stages.baselines.query import Query
+from stages.blur import gaussian_blur
 from stages.gfi.stem import Blend
 
 
@@ -64,15 +65,3 @@ class OptimisedMask(AtImage):
         down, right = mask.diff(dim=2).abs() ** 3, mask.diff(dim=3).abs() ** 3
         rough = (down.sum(dim=(1, 2, 3)) + right.sum(dim=(1, 2, 3))) / mask[0].numel()
         return self.area * (1 - mask).abs().mean(dim=(1, 2, 3)) + self.smooth * rough + kept
-
-
-def gaussian_blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Images [n, C, h, w] under a Gaussian cut at 3 sigma (and at what the image can reflect), edges reflected."""
-    for axis in (2, 3):
-        reach = min(int(3 * sigma + 0.5), x.shape[axis] - 1)
-        at = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-        kernel = torch.exp(-(at**2) / (2 * sigma**2))
-        kernel = (kernel / kernel.sum()).view(1, 1, *((-1, 1) if axis == 2 else (1, -1)))
-        edges = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
-        x = conv2d(pad(x, edges, mode="reflect"), kernel.expand(x.shape[1], 1, -1, -1), groups=x.shape[1])
-    return x

@@ -10,7 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from torch.nn.functional import conv2d, pad
+
+from stages.blur import gaussian_blur
 
 Background = Literal["blur", "mean", "noise"]
 RADIUS = 11.0  # standard deviation of the blur in pixels, as PIL's GaussianBlur takes it
@@ -22,18 +23,8 @@ def check_background(name: str) -> None:
 
 
 def blurred(x: torch.Tensor, radius: float = RADIUS) -> torch.Tensor:
-    """Gaussian blur of [B, C, H, W], ``radius`` its standard deviation; edges are repeated.
-
-    Blurring commutes with the normalisation, so it may be applied to a normalised input.
-    """
-    reach = math.ceil(3 * radius)
-    at = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (at / radius) ** 2)
-    weights = (weights / weights.sum()).to(x)
-    out = x.flatten(0, 1).unsqueeze(1)
-    out = conv2d(pad(out, (reach, reach, 0, 0), mode="replicate"), weights.view(1, 1, 1, -1))
-    out = conv2d(pad(out, (0, 0, reach, reach), mode="replicate"), weights.view(1, 1, -1, 1))
-    return out.squeeze(1).unflatten(0, x.shape[:2])
+    """Gaussian blur of [B, C, H, W], ``radius`` its standard deviation; edges are repeated, as PIL's are."""
+    return gaussian_blur(x, radius, edges="replicate")
 
 
 def blurred_image(image: np.ndarray, radius: float = RADIUS) -> np.ndarray:

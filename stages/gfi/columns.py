@@ -45,7 +45,11 @@ def schema(config: GfiConfig) -> pa.Schema:
         column("flat", pa.list_(pa.bool_()), "the mask has no contrast: it is 0 everywhere", shape="[targets]"),
         column("peak", ints, "x and y of the mask's largest pixel; -1: flat", shape="[targets, x y]", unit="pixels"),
         column(
-            "peak_distance", floats, "from there to the class's nearest box, if any", shape="[targets]", unit="pixels"
+            "peak_distance",
+            floats,
+            "from there to the class's nearest box, if any; inf: flat, or all cropped away",
+            shape="[targets]",
+            unit="pixels",
         ),
         column("peak_distance_easy", floats, "the same without difficult boxes", shape="[targets]", unit="pixels"),
         column("iou/center", floats, "best IoU of centred boxes; NaN: no true box", shape="[targets, sizes]"),

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from stages.gfi.background import Background, check_background
-from stages.gfi.boxes import ALPHAS
 from stages.gfi.explainer import Precision, Speed
 from stages.gfi.layers import AUTO
 from stages.gfi.recipe import Preset, Recipe, Score, recipe
 from stages.metrics.boxes import CENTER_SIZES, THRESHOLDS, check_thresholds
+from stages.metrics.mean_boxes import ALPHAS
+from stages.metrics.truth import Frame
 from stages.preprocess import Preprocess
 
 NAMED_TARGETS = ("predicted", "label", "labels")
@@ -89,3 +90,8 @@ class GfiConfig:
     @property
     def in_input(self) -> bool:
         return self.frame == "input" or (self.frame == "auto" and self.preprocess.frame == "crop")
+
+    @property
+    def where(self) -> Frame:
+        """The frame in which boxes are compared."""
+        return Frame(self.preprocess, self.in_input, self.inclusive)

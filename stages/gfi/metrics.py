@@ -15,17 +15,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.gfi.boxes import ALPHAS
 from stages.metrics.boxes import CENTER_SIZES, THRESHOLDS
 from stages.metrics.localization import LocalizationConfig, LocalizationMetrics
 from stages.metrics.localization_table import UNIT
+from stages.metrics.mean_boxes import ALPHAS
+from stages.metrics.pointing import TOLERANCES, over_classes
 from stages.schema import column
 
 Counts = dict[str, NDArray[np.int64]]
 State = dict[str, Counts]
 
 SCORES = ("score", "kept_before", "removed_before", "kept_after", "removed_after", "zeros")
-TOLERANCES = (0.0, 15.0)  # pixels of the pointing game: the paper's source, and what others use
 _GAINS = {"kept_gain": ("kept_after", "kept_before"), "removed_gain": ("removed_after", "removed_before")}
 _RULES = ("mean", "max")
 
@@ -46,11 +46,15 @@ class GfiMetricsConfig:
     tune_split: str = "tune"
     eval_split: str = field(default="eval")
 
+    def __post_init__(self) -> None:
+        if 1.0 not in self.center_sizes:
+            raise ValueError(f"center_sizes {self.center_sizes} lacks 1.0: the whole image stands beside every map")
+
 
 class GfiMetrics:
     """Reduction over gfi rows of the tuning and evaluation splits; one block, one row per measure."""
 
-    version = 1
+    version = 2
     aligned = False
 
     def __init__(self, config: GfiMetricsConfig) -> None:
@@ -154,8 +158,8 @@ class GfiMetrics:
         columns["classes"] = pa.array([[v if v is not None else -1] for v in label], pa.list_(pa.int32()))
         center = [_first(v, len(self.config.center_sizes)) for v in table["iou/center"].to_pylist()]
         columns["iou/center"] = center
-        widest = int(np.argmax(self.config.center_sizes))
-        columns["iou/whole_image"] = [v[widest : widest + 1] for v in center]
+        whole = self.config.center_sizes.index(1.0)
+        columns["iou/whole_image"] = [v[whole : whole + 1] for v in center]
         for method, name in (("gfi", f"iou/{rule}"), ("unoptimised", f"iou/{rule}_before")):
             columns[f"iou/{method}"] = [_first(v, size) for v in table[name].to_pylist()]
         for name, values in columns.items():
@@ -216,21 +220,19 @@ class GfiMetrics:
         rows = []
         for kind, boxes in enumerate(("all", "easy")):
             n = own["pointed"][kind]
-            seen = n > 0
             for j, tolerance in enumerate(TOLERANCES):
-                share = own["hit"][kind, j][seen] / n[seen]
-                count = int(seen.sum())
-                # Each class weighs alike, so its share's own binomial variance does, too.
-                se = math.sqrt(float((share * (1 - share) / n[seen]).sum())) / count if count else math.nan
+                value, se, low, high = over_classes(own["hit"][kind, j], n)
                 rows.append(
                     {
                         "kind": "pointing",
                         "name": boxes,
-                        "value": float(share.mean()) if count else math.nan,
+                        "value": value,
                         "se": se,
+                        "low": low,
+                        "high": high,
                         "n": int(n.sum()),
-                        "threshold": tolerance,
-                        "tuning_images": count,
+                        "threshold": float(tolerance),
+                        "tuning_images": int((n > 0).sum()),
                     }
                 )
         return rows
@@ -255,6 +257,8 @@ class GfiMetrics:
                 column("asked", pa.string(), "which target the score is of"),
                 column("value", number, "error, mean or accuracy"),
                 column("se", number, "its standard error"),
+                column("low", number, "pointing: its 95 % interval"),
+                column("high", number, "the interval's upper end"),
                 column("n", pa.int64(), "images, or (image, class) pairs"),
                 column("threshold", number, "alpha or t; a centred box's side; pointing's tolerance in pixels"),
                 column("thresholds", pa.list_(number), "the threshold; for 'halves' that of either half"),

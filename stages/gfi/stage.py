@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from stages.gfi.attack import fgsm
 from stages.gfi.background import blurred, blurred_image, noise
 from stages.gfi.columns import schema
 from stages.gfi.config import GfiConfig
 from stages.gfi.explainer import Answer, Begun, Explainer
 from stages.gfi.judge import measure, truth_of
 from stages.gfi.mask import enlarge
+from stages.metrics.robustness import fgsm
 
 Asked = list[tuple[int, str]]  # class id and what it came from
 
@@ -25,7 +25,7 @@ Asked = list[tuple[int, str]]  # class id and what it came from
 class GfiStage:
     """Measuring stage. Input: "network", an nn.Module in eval mode on the device; it is copied, not changed."""
 
-    version = 2
+    version = 3
     wants = "pixels"
 
     def __init__(self, config: GfiConfig) -> None:
@@ -145,7 +145,8 @@ class GfiStage:
         clean: list[int] = logits.argmax(dim=1).cpu().tolist()
         away = [c if t is None or not 0 <= t < logits.shape[1] else t for c, t in zip(clean, labels, strict=True)]
         against = torch.tensor(away, device=x.device)
-        return fgsm(self.explainer.logits, x, against, self.config.attack, self.config.preprocess), clean
+        epsilon, preprocess = self.config.attack / 255, self.config.preprocess
+        return fgsm(self.explainer.logits, x, against, epsilon, preprocess.mean, preprocess.std), clean
 
     def _asked(
         self, rows: Sequence[dict[str, Any] | None], predicted: Sequence[int], classes: int

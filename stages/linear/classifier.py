@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.gfi.attack import fgsm
 from stages.linear.contributions import Contributing
 from stages.linear.memory import FrozenBytes, frozen_bytes
 from stages.linear.scope import freeze
+from stages.metrics.robustness import fgsm
 from stages.preprocess import Preprocess
 
 Precision = Literal["float32", "float64"]
@@ -85,7 +85,8 @@ class Classifier:
             label = (row or {}).get("label")
             if label is not None and 0 <= label < self.classes:
                 against[i] = label
-        return fgsm(self.logits, x, against, self.view.attack, self.view.preprocess)
+        preprocess = self.view.preprocess
+        return fgsm(self.logits, x, against, self.view.attack / 255, preprocess.mean, preprocess.std)
 
     @property
     def operations(self) -> float:

@@ -27,7 +27,7 @@ from stages.schema import column
 
 State = dict[str, Any]
 SALIENT = ("precision", "recall", "f", "mae")
-_ARRAYS = ("masked", "mask_iou", "mask_squared", "mask_best", "attacked", "scalars")
+_ARRAYS = ("masked", "mask_iou", "mask_squared", "mask_best", "attacked", "scalars", "unanswered")
 SCALARS = (*SALIENT, "deletion", "insertion", "attack_rank")  # in the order of the state's array
 
 
@@ -50,7 +50,7 @@ class ComparisonConfig:
 class ComparisonMetrics:
     """Reduction over compare rows of the tuning and evaluation splits."""
 
-    version = 3
+    version = 4
     aligned = False
 
     def __init__(self, config: ComparisonConfig) -> None:
@@ -68,7 +68,8 @@ class ComparisonMetrics:
         names += ["deletion", "insertion"] if self.config.curves else []
         names += ["attack_iou", "attack_rank"] if self.config.attack else []
         mine = [f"{name}/{m}" for m in self.config.methods for name in names]
-        return ["label", "right", "truth", "iou/center", "iou/whole_image", *mine]
+        mine += ["attack_right"] if self.config.attack else []
+        return ["label", "right", "truth", "unanswered", "iou/center", "iou/whole_image", "miss/center", *mine]
 
     def blocks(self) -> list[Any]:
         return ["all"]
@@ -85,7 +86,8 @@ class ComparisonMetrics:
             "mask_best": np.zeros((3, methods), np.int64),  # each image at its own best threshold
             "attacked": np.zeros((2, 3, width), np.int64),  # newly wrong, newly right
             "scalars": np.zeros((methods, len(SCALARS), 3), np.int64),
-            "pointing": {},  # class -> [methods, tolerances, all and not difficult, (objects' images, hits)]
+            "unanswered": np.zeros(methods + 1, np.int64),  # images without an answer, by method; all images
+            "pointing": {},  # class -> [methods and the middle, tolerances, all and not difficult, (images, hits)]
             "classes": {},  # class -> [groups, 1 + width]: images, and wrong under CHIP's protocol
         }
 
@@ -98,6 +100,9 @@ class ComparisonMetrics:
         held = table.filter(pc.equal(table["split"], self.config.eval_split))
         for index, method in enumerate(self.config.methods):
             self._add_scalars(own["scalars"][index], held, method)
+        missing = held["unanswered"].to_pylist()
+        own["unanswered"] += [*(sum(m in names for names in missing) for m in self.config.methods), len(missing)]
+        for index, method in enumerate((*self.config.methods, "center")):
             self._add_points(own["pointing"], held, index, method)
         self._add_classes(own, table)
         own |= {"chip": chip, "gfi": gfi}
@@ -130,7 +135,7 @@ class ComparisonMetrics:
     def state_bytes(self, block: Any = "all") -> int:
         mine = self.start()
         arrays = [mine[name] for name in _ARRAYS]
-        per_class = 8 * (3 * (1 + self.chip.width) + 8 * len(self.config.methods))
+        per_class = 8 * (3 * (1 + self.chip.width) + 8 * (len(self.config.methods) + 1))
         kept = self.chip.state_bytes() + self.gfi.state_bytes() + sum(a.nbytes for a in arrays)
         return kept + 1000 * per_class
 
@@ -220,7 +225,7 @@ class ComparisonMetrics:
         target += moments(rows)
 
     def _add_points(self, target: dict[int, NDArray[np.int64]], table: pa.Table, index: int, method: str) -> None:
-        shape = (len(self.config.methods), len(TOLERANCES), 2, 2)
+        shape = (len(self.config.methods) + 1, len(TOLERANCES), 2, 2)
         for classes, misses in zip(table["truth"].to_pylist(), table[f"miss/{method}"].to_pylist(), strict=True):
             for c, pair in zip(classes, np.reshape(misses or [], (-1, 2)), strict=False):
                 counts = target.setdefault(int(c), np.zeros(shape, np.int64))
@@ -236,6 +241,7 @@ class ComparisonMetrics:
         spans = [s for s in self.chip.spans if s.method in self.config.methods]
         clean = {s.method: table[f"iou/{s.method}"].to_pylist() for s in spans}
         moved = {s.method: table[f"attack_iou/{s.method}"].to_pylist() for s in spans} if self.config.attack else {}
+        still = table["attack_right"].to_pylist() if self.config.attack else []
         for i, label in enumerate(labels):
             if label is None or right[i] is None or not clean[spans[0].method][i]:
                 continue
@@ -245,6 +251,6 @@ class ComparisonMetrics:
                 wrong = ~(np.array(clean[span.method][i]) >= self.config.iou) | (right[i] != 0)  # NaN is wrong
                 counts[group[i], 1:][span.slice] += wrong
                 if moved and moved[span.method][i]:
-                    after = ~(np.array(moved[span.method][i]) >= self.config.iou) | (right[i] != 0)
+                    after = ~(np.array(moved[span.method][i]) >= self.config.iou) | (still[i] != 0)
                     own["attacked"][0, group[i], span.slice] += after & ~wrong
                     own["attacked"][1, group[i], span.slice] += wrong & ~after

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stages.metrics.localization_table import HALF_A, HALF_B, TUNE, UNIT, Choice, choose, choose_mask
 from stages.metrics.localization_table import rows as localization_rows
 from stages.metrics.moments import mean_and_error, normal_interval, wilson_interval
+from stages.metrics.pointing import over_classes
 from stages.metrics.salient import f_measure
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ MEASURES: dict[str, tuple[str, bool]] = {
     "deletion": ("area under the probability while the highest pixels go", False),
     "insertion": ("area under the probability while they come", True),
     "attack_rank": ("rank correlation of the map with that of the attacked input", True),
-    "attack_error_change": ("top-1 localization error on attacked inputs minus on clean ones", False),
+    "attack_error_change": ("top-1 localization error (class or box wrong) on attacked inputs minus on clean", False),
+    "unanswered": ("images for whose class the method has no answer: each counts as wrong, no curve is drawn", False),
 }
-_SHARES = {"chip_top1_error", "chip_top5_error", "gfi_error", "class_top1_error", "class_top5_error"}
+_SHARES = {"chip_top1_error", "chip_top5_error", "gfi_error", "class_top1_error", "class_top5_error", "unanswered"}
 _POINTING = {(0, 0): "pointing_0", (1, 0): "pointing_15", (0, 1): "pointing_0_easy", (1, 1): "pointing_15_easy"}
 _SCALARS = ("precision", "recall", "f", "mae", "deletion", "insertion", "attack_rank")
 
@@ -52,6 +54,7 @@ _SCALARS = ("precision", "recall", "f", "mae", "deletion", "insertion", "attack_
 def rows(metrics: ComparisonMetrics, state: State) -> list[dict[str, Any]]:
     """As ``ComparisonMetrics.schema`` says, in the order of MEASURES, then methods."""
     out = [*_localization(metrics, state), *_scalars(metrics, state), *_pointing(metrics, state)]
+    out += _unanswered(metrics, state)
     if any(row["measure"] == "chip_top1_error" for row in out):
         out += [*_classes(metrics, state), *_attacked(metrics, state)]
     measures, methods = list(MEASURES), [span.method for span in metrics.chip.spans]
@@ -119,26 +122,36 @@ def _scalars(metrics: ComparisonMetrics, state: State) -> list[dict[str, Any]]:
 
 
 def _pointing(metrics: ComparisonMetrics, state: State) -> list[dict[str, Any]]:
-    """Per class, and their mean with the standard error of the classes' spread: many classes have one image or two."""
+    """Per class, and their mean: of every method, and of the point in the middle, which looks at nothing."""
     out = []
-    for index, method in enumerate(metrics.config.methods):
+    for index, method in enumerate((*metrics.config.methods, "center")):
         for (tolerance, kind), measure in _POINTING.items():
-            shares, total = [], 0
-            for c, counts in sorted(state["pointing"].items()):
-                n, hits = (int(v) for v in counts[index, tolerance, kind])
-                if n:
+            counted = [
+                (c, *map(int, counts[index, tolerance, kind])) for c, counts in sorted(state["pointing"].items())
+            ]
+            counted = [(c, n, hits) for c, n, hits in counted if n]
+            for c, n, hits in counted:
+                if c >= 0:
                     share = hits / n
-                    shares.append(share)
-                    total += n
                     low, high = wilson_interval(share, n)
-                    se = math.sqrt(share * (1 - share) / n)
-                    row = _made(measure, share, se, method=method, n=n, class_id=None if c < 0 else c)
-                    if c >= 0:
-                        out.append(row | {"low": low, "high": high})
-            if shares:
-                se = float(np.std(shares, ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else se
-                row = _made(measure, sum(shares) / len(shares), se, method=method, n=total)
-                out.append(row | {"low": max(0.0, row["low"]), "high": min(1.0, row["high"])})
+                    row = _made(measure, share, math.sqrt(share * (1 - share) / n), method=method, n=n, class_id=c)
+                    out.append(row | {"low": low, "high": high})
+            if counted:
+                _, points, hit = zip(*counted, strict=True)
+                value, se, low, high = over_classes(hit, points)
+                out.append(_made(measure, value, se, method=method, n=sum(points)) | {"low": low, "high": high})
+    return out
+
+
+def _unanswered(metrics: ComparisonMetrics, state: State) -> list[dict[str, Any]]:
+    """Nothing where every method answers everything."""
+    n, missing = int(state["unanswered"][-1]), state["unanswered"][:-1]
+    if not missing.any():
+        return []
+    out = []
+    for method, count in zip(metrics.config.methods, missing, strict=True):
+        share = int(count) / n
+        out.append(_made("unanswered", share, math.sqrt(share * (1 - share) / n), method=method, n=n))
     return out
 
 

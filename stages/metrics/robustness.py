@@ -25,9 +25,9 @@ def fgsm(
     scale = torch.tensor(std, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_(True)
-        loss = torch.nn.functional.cross_entropy(forward(leaf), labels, reduction="sum")
+        loss = torch.nn.functional.cross_entropy(forward(leaf).to(x.dtype), labels, reduction="sum")
         gradient = torch.autograd.grad(loss, leaf)[0]
-    moved = x.detach() + epsilon / scale * gradient.sign()
+    moved = x.detach() + epsilon * gradient.sign() / scale
     return torch.minimum(torch.maximum(moved, -centre / scale), (1 - centre) / scale)
 
 

@@ -35,10 +35,11 @@ class Frame:
     def objects(self, row: dict[str, Any], classes: Collection[int] | None) -> list[int]:
         """Which of the row's boxes or masks are of these classes; all of them where ``classes`` is None.
 
-        Boxes without labels are all of the image's one class. ValueError where labels do not match boxes.
+        Boxes without labels are all of the image's one class. Numbers are those of the boxes, where there are any.
+        ValueError where labels do not match boxes.
         """
         of = row.get("box_labels")
-        count = max(len(row.get("boxes") or ()), len(row.get("masks") or ()))
+        count = len(row.get("boxes") or ()) or len(row.get("masks") or ())
         if of is not None and len(of) not in (0, count):
             raise ValueError(f"{count} boxes with {len(of)} labels: give one label per box, or none at all")
         return [j for j in range(count) if classes is None or not of or of[j] in classes]
@@ -54,13 +55,20 @@ class Frame:
         return self._moved(found, width, height) if self.in_input else found
 
     def mask(self, row: dict[str, Any], objects: list[int], width: int, height: int) -> NDArray[np.bool_] | None:
-        """All pixels of their masks; None where they have none."""
-        masks = row.get("masks")
-        found = union_mask([masks[j] for j in objects], width, height) if masks else None
+        """All pixels of their masks; None where they have none. A mask that is of no box in particular is of all."""
+        masks, boxes = row.get("masks") or (), row.get("boxes") or ()
+        mine = [masks[j] for j in objects] if not boxes or len(boxes) == len(masks) else masks
+        found = union_mask(mine, width, height)
         if found is not None and self.in_input:
             grey = np.repeat(found[:, :, None].astype(np.uint8) * 255, 3, axis=2)
             found = self.preprocess.pixels(grey)[0] > 127
         return found
+
+    @staticmethod
+    def difficult(row: dict[str, Any], objects: list[int]) -> NDArray[np.bool_]:
+        """Which of them are flagged as difficult; none where the row has no flags."""
+        flags = row.get("difficult") or ()
+        return np.array([j < len(flags) and bool(flags[j]) for j in objects], dtype=bool)
 
     def _moved(self, truths: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
         """Clipped to the input. A box that the crop leaves out stays, empty, so that the image still counts."""

@@ -19,9 +19,10 @@ from stages.baselines.query import Query
 from stages.baselines.registry import Setting, build
 from stages.baselines.speed import Speed
 from stages.metrics.boxes import best_iou, box_at
+from stages.metrics.masks import coco_mask
 from stages.metrics.mean_boxes import mean_boxes
 from stages.metrics.pointing import distance, peak
-from stages.metrics.robustness import rank_correlation
+from stages.metrics.robustness import fgsm, rank_correlation
 from stages.metrics.salient import salient
 from stages.network import cut
 from stages.preprocess import Preprocess
@@ -118,16 +119,15 @@ def test_every_measure_is_that_of_the_plain_path_from_map_to_number() -> None:
             assert row[f"alpha_iou/{name}"] == pytest.approx(best_iou(around, mine), abs=1e-6)
             assert row[f"alpha_box/{name}"].reshape(3, 4).tolist() == around.tolist()
             point = peak(heat)
-            assert row[f"point/{name}"].tolist() == point.tolist()
+            assert tuple(row[f"point/{name}"]) == point
             assert row[f"miss/{name}"] == pytest.approx([distance(point, mine), distance(point, mine[:1])], abs=1e-4)
-            mask = np.zeros((height, width), bool)
-            from stages.metrics.masks import coco_mask
-
-            mask |= coco_mask(truth[i]["masks"][0], width, height)
+            mask = coco_mask(truth[i]["masks"][0], width, height)
             scores = salient(heat, mask)
             assert row[f"salient/{name}"] == pytest.approx(
                 [scores.precision, scores.recall, scores.f, scores.mae], abs=1e-5
             )
+            middle = (width // 2, height // 2)
+            assert row["miss/center"] == pytest.approx([distance(middle, mine), distance(middle, mine[:1])], abs=1e-4)
     assert [r["right"] for r in found] == [0, 1, -1]
     assert [r["asked"].tolist() for r in found] == [[r["label"]] for r in truth]
 
@@ -162,6 +162,17 @@ def test_an_attack_and_the_curves_are_those_of_their_definition() -> None:
             assert row[f"insertion/{name}"][-1] == pytest.approx(
                 float(net(x[i : i + 1]).softmax(1)[0, labels[i]]), abs=1e-5
             )
+
+
+def test_what_is_right_on_the_attacked_input_is_asked_anew() -> None:
+    truth = rows()
+    found = run(stage(methods=("gradient",), options={}, attack=0.6, steps=0), truth)
+    net, x, labels = network(), inputs(), torch.tensor([r["label"] for r in truth])
+    moved = fgsm(net, x, labels, 0.6, SQUASH.mean, SQUASH.std)
+    order = net(moved).argsort(dim=1, descending=True)[:, :3].tolist()
+    ranks = [classes.index(c) if c in classes else -1 for classes, c in zip(order, labels.tolist(), strict=True)]
+    assert [row["attack_right"] for row in found] == ranks
+    assert ranks != [row["right"] for row in found], "an attack that moves no class shows nothing"
 
 
 def test_an_image_alone_is_the_same_as_in_company_and_fits_the_schema() -> None:
@@ -207,7 +218,47 @@ def test_a_class_without_a_fit_is_no_answer_and_counts_as_a_miss() -> None:
         assert np.isnan(found[i]["iou/chip"]).all()
         assert found[i]["miss/chip"].tolist() == [math.inf, math.inf]
         assert len(found[i]["box/chip"]) == 0
+        assert found[i]["unanswered"] == ["chip"]
+        assert found[i]["point/chip"].tolist() == [-1, -1]
+        assert found[i]["salient/chip"][:3].tolist() == [0, 0, 0]
+        height, width = SHAPES[i]
+        share = coco_mask(truth[i]["masks"][0], width, height).mean()
+        assert found[i]["salient/chip"][3] == pytest.approx(share)  # nothing found, everything drawn is missed
+        assert [len(found[i][f"{name}/chip"]) for name in ("deletion", "insertion")] == [0, 0]
     assert np.isfinite(found[1]["iou/chip"]).all()
+    assert found[1]["unanswered"] == []
+    assert len(found[1]["deletion/chip"]) == 4
+
+
+def test_a_map_without_contrast_is_an_answer_that_points_nowhere() -> None:
+    truth = rows()
+    nothing = pa.Table.from_pylist([{"layer": LAYERS[1], "class_id": c, "w": np.zeros(8)} for c in range(7)])
+    found = run(stage(nothing, methods=("chip",), options={}), truth)
+    for row in found:
+        assert row["unanswered"] == []
+        assert row["point/chip"].tolist() == [-1, -1]
+        assert row["miss/chip"].tolist() == [math.inf, math.inf]
+
+
+def test_a_box_outside_the_crop_is_never_hit() -> None:
+    truth = rows()
+    truth[0] |= {"boxes": [[0.0, 3.0, 4.0, 20.0]], "box_labels": None, "masks": None, "difficult": None}  # left of it
+    crop = Preprocess(size=(16, 16), frame="crop", resize=16)
+    row = run(stage(methods=("gradient",), options={}, preprocess=crop), truth)[0]
+    assert row["miss/gradient"].tolist() == row["miss/center"].tolist() == [math.inf, math.inf]
+
+
+def test_an_answer_that_is_no_number_fails_its_row_with_a_reason() -> None:
+    truth = rows()
+    made = stage(methods=("gradient",), options={}, steps=0, attack=0.0)
+    prepared = [made.prepare(image(i), truth[i]) for i in range(3)]
+    batch = {name: np.stack([p[name] for p in prepared]) for name in prepared[0]}
+    batch |= {"key": [r["key"] for r in truth], "rows": truth, "valid": np.ones(3, bool)}
+    batch["pixels"] = batch["pixels"].astype(np.float32)
+    batch["pixels"][1, 0, 3, 3] = np.nan
+    found = made(batch)
+    assert [row.get("status", "ok") for row in found] == ["ok", "failed", "ok"]
+    assert "the network's answer is not finite" in found[1]["error"]
 
 
 def test_rows_without_truth_have_empty_measures_and_a_wrong_truth_fails_alone() -> None:

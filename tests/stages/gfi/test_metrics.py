@@ -115,7 +115,23 @@ def test_pointing_is_the_mean_over_classes() -> None:
     assert one(rows, kind="pointing", name="easy", threshold=0.0)["value"] == 0.5
     easy = one(rows, kind="pointing", name="easy", threshold=15.0)
     assert (easy["value"], easy["n"], easy["tuning_images"]) == (1.0, 2, 2)
-    assert one(rows, kind="pointing", name="all", threshold=15.0)["se"] == pytest.approx(math.sqrt(2 * 0.25 / 2) / 2)
+    assert one(rows, kind="pointing", name="all", threshold=15.0)["se"] == 0  # both classes hit one of two
+
+
+def test_one_image_a_class_leaves_the_pointing_game_an_error() -> None:
+    near, far = ({"peak_distance": [d, d], "peak_distance_easy": [d, d]} for d in (0.0, 40.0))
+    rows = reduced([row("a", label=1, targets=[2, 1], **near), row("b", label=3, targets=[2, 3], **far)])
+    found = one(rows, kind="pointing", name="all", threshold=0.0)
+    assert (found["value"], found["se"]) == (0.5, pytest.approx(0.5))
+    rows = reduced([row("a", label=1, targets=[2, 1], **near), row("b", label=3, targets=[2, 3], **near)])
+    found = one(rows, kind="pointing", name="all", threshold=0.0)
+    assert (found["value"], found["high"]) == (1.0, pytest.approx(1.0))
+    assert found["low"] < 0.6, "two classes that were both hit are no certainty"
+
+
+def test_center_sizes_hold_the_whole_image() -> None:
+    with pytest.raises(ValueError, match=r"lacks 1\.0"):
+        GfiMetricsConfig(center_sizes=(0.5, 0.7))
 
 
 def test_merging_is_associative_and_knows_nothing_of_order() -> None:

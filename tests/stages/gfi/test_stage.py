@@ -14,11 +14,11 @@ from torch import nn
 from pipeline import slices
 from pipeline.decode import stack
 from pipeline.steps import config_fields, row_schema
-from stages.gfi.boxes import mean_box
 from stages.gfi.config import GfiConfig
 from stages.gfi.reading import full_mask, weights
 from stages.gfi.stage import GfiStage
 from stages.metrics.boxes import best_iou, box_at
+from stages.metrics.mean_boxes import mean_boxes
 from stages.preprocess import Preprocess
 
 SQUASH = Preprocess(size=(32, 32))
@@ -93,8 +93,7 @@ def test_the_mask_is_made_again_from_the_row(small: Callable[..., nn.Module]) ->
                 torch.from_numpy(mask)[None, None], size=(40, 52), mode="bilinear", align_corners=False
             )[0, 0].numpy()
             boxes = np.array(kept["box/mean"]).reshape(2, 3, 4)[rank]
-            for alpha, box in zip(ALPHAS, boxes, strict=True):
-                assert np.abs(box - mean_box(large, alpha)).max() <= 1  # float16 may move an edge by a pixel
+            assert np.abs(boxes - mean_boxes(large[None], ALPHAS)[0]).max() <= 1  # float16 may move an edge by a pixel
             largest = np.array(kept["box/max"]).reshape(2, 2, 4)[rank]
             assert np.abs(largest[1] - box_at(large, 0.5)).max() <= 1
         with pytest.raises(IndexError, match="2 class"):
@@ -171,6 +170,14 @@ def test_weights_that_are_not_numbers_fail_the_row_with_a_reason(small: Callable
     assert "not finite" in got["error"]
 
 
+def test_weights_that_are_not_numbers_from_the_start_are_told_as_such(small: Callable[..., nn.Module]) -> None:
+    network = small()
+    with torch.no_grad():
+        network[8].bias[0] = float("nan")
+    with pytest.raises(ValueError, match="not finite for plain noise"):
+        stage(network)
+
+
 def test_what_cannot_be_asked_fails_its_own_row_only(small: Callable[..., nn.Module]) -> None:
     made = stage(small(), targets=("label",))
     rows = [
@@ -221,6 +228,22 @@ def test_the_crop_frame_compares_boxes_in_the_input(small: Callable[..., nn.Modu
     )[0]
     assert got["box/mean"][0, 0].tolist() == [0, 0, 31, 31]
     assert got["iou/mean"][0, 0] == pytest.approx(1.0)  # the box is clipped to the crop
+
+
+def test_a_box_outside_the_crop_is_never_hit(small: Callable[..., nn.Module]) -> None:
+    crop = Preprocess(size=(32, 32), frame="crop", resize=32)  # sees columns 4 to 35 of 41
+    made = stage(small(), preprocess=crop, targets=("label",))
+    for boxes in ([[0.0, 10.0, 4.0, 30.0]], [[48.0, 10.0, 51.0, 30.0]]):
+        got = run(made, [row(0, boxes=boxes)])[0]
+        assert np.isposinf(got["peak_distance"]).all()
+        assert (got["iou/mean"] == 0).all()
+
+
+def test_boxes_without_labels_are_of_the_images_class_alone(small: Callable[..., nn.Module]) -> None:
+    got = run(stage(small(), targets=("label", 3)), [row(0)])[0]
+    assert np.isfinite(got["iou/mean"][0]).all()
+    assert np.isnan(got["iou/mean"][1]).all()
+    assert np.isnan(got["peak_distance"][1])
 
 
 def test_settings_are_checked_before_anything_runs() -> None:

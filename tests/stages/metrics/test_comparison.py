@@ -20,16 +20,21 @@ LISTS = ("iou", "alpha_iou", "mask_iou", "salient", "miss", "deletion", "inserti
 SCHEMA = pa.schema(
     [
         ("key", pa.string()), ("split", pa.string()), ("label", pa.int32()), ("right", pa.int32()),
-        ("truth", pa.list_(pa.int32())),
-        *((f"iou/{m}", pa.list_(pa.float32())) for m in ("center", "whole_image")),
+        ("truth", pa.list_(pa.int32())), ("attack_right", pa.int32()), ("unanswered", pa.list_(pa.string())),
+        *((f"{name}", pa.list_(pa.float32())) for name in ("iou/center", "iou/whole_image", "miss/center")),
         *((f"{name}/{m}", pa.list_(pa.float32())) for m in "ab" for name in LISTS),
         *((f"attack_rank/{m}", pa.float32()) for m in "ab"),
     ]
 )  # fmt: skip
 
 
-def row(key: str, label: int = 1, right: int = 0, split: str = "eval", **more: Any) -> dict[str, Any]:
-    """Method b is always whole-image bad; ``more`` gives method a's columns by their first word."""
+def row(
+    key: str, label: int = 1, right: int = 0, split: str = "eval", *, attack_right: int | None = None, **more: Any
+) -> dict[str, Any]:
+    """Method b is always whole-image bad; ``more`` gives method a's columns by their first word.
+
+    ``attack_right``: the same as ``right`` unless it is given.
+    """
     plain: dict[str, Any] = {
         "iou": [0.6, 0.4], "alpha_iou": [0.3, 0.7, 0.2], "mask_iou": [0.2, 0.4], "salient": [1.0, 0.5, 0.8, 0.1],
         "miss": [0.0, 20.0], "deletion": [1.0, 0.5, 0.0], "insertion": [0.0, 1.0, 1.0], "attack_iou": [0.6, 0.4],
@@ -41,7 +46,8 @@ def row(key: str, label: int = 1, right: int = 0, split: str = "eval", **more: A
     }  # fmt: skip
     found = {f"{name}/a": value for name, value in (plain | more).items()}
     found |= {f"{name}/b": value for name, value in bad.items()}
-    fixed = {"iou/center": [0.2, 0.6, 0.4], "iou/whole_image": [0.4], "truth": [label]}
+    fixed = {"iou/center": [0.2, 0.6, 0.4], "iou/whole_image": [0.4], "truth": [label], "miss/center": [0.0, 20.0]}
+    fixed |= {"attack_right": right if attack_right is None else attack_right, "unanswered": []}
     return {"key": key, "split": split, "label": label, "right": right, **fixed, **found}
 
 
@@ -99,6 +105,43 @@ def test_every_measure_by_hand() -> None:
     assert at("chip_top1_error", "tuned", c=1)["n"] == 3
 
 
+def test_an_attack_that_changes_the_class_makes_the_image_wrong_whatever_its_box() -> None:
+    good = {"iou": [0.9, 0.9], "attack_iou": [0.9, 0.9]}
+    rows = [
+        row("t", split="tune"),
+        row("1", attack_right=2, **good),
+        row("2", attack_right=-1, **good),
+        row("3", **good),
+    ]
+    rows.append(row("4", right=1, attack_right=0, **good))  # an attack may also put the class right
+    found = reduced(rows)
+    assert found["chip_top1_error", "a", "tuned", None]["value"] == 0.25  # on clean inputs only 4
+    change = found["attack_error_change", "a", "tuned", None]
+    assert change["value"] == 0.25  # 1 and 2 became wrong, 4 right
+    assert change["se"] == pytest.approx(((3 / 4 - 1 / 16) / 4) ** 0.5)
+
+
+def test_what_a_method_does_not_answer_is_counted_apart() -> None:
+    assert not any(measure == "unanswered" for measure, *_ in reduced([row("1"), row("2")]))
+    bare = {"salient": [0.0, 0.0, 0.0, 0.25], "deletion": [], "insertion": []}
+    rows = [row("1"), row("2", **bare), row("3"), row("4"), row("t", split="tune", **bare)]
+    rows[1]["unanswered"] = rows[4]["unanswered"] = ["a"]
+    found = reduced(rows)
+    missing = found["unanswered", "a", "", None]
+    assert (missing["value"], missing["n"]) == (0.25, 4)
+    assert found["unanswered", "b", "", None]["value"] == 0
+    assert found["precision", "a", "", None]["value"] == pytest.approx(0.75)
+    assert (found["deletion", "a", "", None]["n"], found["precision", "a", "", None]["n"]) == (3, 4)
+
+
+def test_the_middle_of_the_image_plays_the_pointing_game_too() -> None:
+    found = reduced([row("1"), row("2", label=2), row("3", label=2)])
+    assert found["pointing_0", "center", "", None]["value"] == 1
+    assert found["pointing_15_easy", "center", "", None]["value"] == 0
+    assert found["pointing_0", "center", "", 2]["n"] == 2
+    assert found["pointing_0", "a", "", None]["low"] < 1, "all hits of three images are no certainty"
+
+
 def many(n: int = 60) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     out = []
@@ -110,10 +153,15 @@ def many(n: int = 60) -> list[dict[str, Any]]:
             "salient": scores, "miss": rng.choice([0.0, 5.0, 15.0, 20.0, np.inf], 2), "deletion": rng.uniform(size=3),
             "insertion": rng.uniform(size=3), "attack_iou": rng.uniform(size=2), "attack_rank": rng.uniform(-1, 1),
         }  # fmt: skip
+        attacked = {"attack_right": int(rng.integers(-1, 5))}
         plain = {k: float(v) if np.ndim(v) == 0 else np.asarray(v).tolist() for k, v in values.items()}
         out.append(
-            row(f"{i}.png", int(rng.integers(4)), int(rng.integers(-1, 5)), "tune" if i % 6 == 0 else "eval", **plain)
-        )
+            row(
+                f"{i}.png", int(rng.integers(4)), int(rng.integers(-1, 5)), "tune" if i % 6 == 0 else "eval",
+                **attacked, **plain,
+            )
+        )  # fmt: skip
+        out[-1]["unanswered"] = ["a"] if i % 5 == 0 else []
     return out
 
 
@@ -166,7 +214,9 @@ def test_no_boxes_and_no_labels_leave_the_measures_that_need_none() -> None:
     nothing = {"iou": [], "alpha_iou": [], "miss": [], "attack_iou": []}
     rows = [row(f"{i}.png", **nothing) for i in range(6)]
     for r in rows:
-        r.update({"label": None, "right": None, "iou/center": [], "iou/whole_image": [], "truth": [-1]})
+        r.update(
+            {"label": None, "right": None, "iou/center": [], "iou/whole_image": [], "truth": [-1], "miss/center": []}
+        )
         r.update({f"{name}/b": [] for name in ("iou", "alpha_iou", "miss", "attack_iou")})
     found = reduced(rows)
     names = {r["measure"] for r in found.values()}

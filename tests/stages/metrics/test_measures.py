@@ -15,7 +15,7 @@ from stages.metrics.boxes import box_of_mask
 from stages.metrics.deletion import area_under, deletion_curves
 from stages.metrics.mean_boxes import ALPHAS, mean_boxes
 from stages.metrics.moments import mean_and_error, moments, wilson_interval
-from stages.metrics.pointing import distance, peak
+from stages.metrics.pointing import distance, middle, over_classes, peak
 from stages.metrics.robustness import fgsm, rank_correlation
 from stages.metrics.salient import f_measure, salient
 
@@ -56,11 +56,37 @@ def test_a_point_is_on_a_box_up_to_its_last_pixel() -> None:
     assert distance([0, 30], [*box, [2, 29, 4, 31]]) == 2  # the nearest of several
     assert distance([0, 0], np.zeros((0, 4))) == math.inf
     assert distance([0, 0], [[5, 5, 4, 4]]) == math.inf  # an empty box is no box
+    assert distance(None, box) == math.inf
 
 
 def test_the_peak_is_the_first_of_equals_and_never_a_nan() -> None:
-    assert peak([[0, 3, 1], [3, 0, 0]]).tolist() == [1, 0]
-    assert peak([[np.nan, 0.0], [np.nan, 2.0]]).tolist() == [1, 1]
+    assert peak([[0, 3, 1], [3, 0, 0]]) == (1, 0)
+    assert peak([[np.nan, 0.0], [np.nan, 2.0]]) == (1, 1)
+
+
+def test_a_map_without_contrast_points_nowhere() -> None:
+    for flat in (np.zeros((2, 3)), np.full((2, 3), -0.5), np.full((2, 3), np.nan)):
+        assert peak(flat) is None
+
+
+def test_the_middle_is_a_pixel_of_the_image() -> None:
+    assert [middle(*size) for size in ((1, 1), (4, 3), (5, 6))] == [(0, 0), (2, 1), (2, 3)]
+
+
+def test_a_mean_over_classes_has_the_error_of_their_spread() -> None:
+    # One image a class, one hit of two: a binomial error of each class would be 0.
+    value, error, low, high = over_classes([1, 0, 0], [1, 1, 0])
+    assert (value, error) == (0.5, pytest.approx(0.5))  # sqrt((0.25 + 0.25) / 1) / sqrt(2)
+    assert (low, high) == (0, 1)
+    value, error, low, high = over_classes([9, 6, 6], [10, 10, 10])
+    assert (value, error) == (pytest.approx(0.7), pytest.approx(math.sqrt(0.03 / 3)))
+    assert (low, high) == (pytest.approx(0.7 - 1.96 * 0.1, abs=1e-4), pytest.approx(0.7 + 1.96 * 0.1, abs=1e-4))
+
+
+def test_classes_that_all_hit_leave_an_interval_and_one_class_is_binomial() -> None:
+    assert over_classes([3, 2], [3, 2]) == (1, 0, *wilson_interval(1.0, 5))
+    assert over_classes([3], [4]) == (0.75, pytest.approx(math.sqrt(0.75 * 0.25 / 4)), *wilson_interval(0.75, 4))
+    assert all(math.isnan(v) for v in over_classes([0, 0], [0, 0]))
 
 
 @settings(max_examples=50, deadline=None)
