@@ -18,13 +18,27 @@ import typer
 from typer.core import TyperGroup
 
 from jobs.commands.answer import answer
-from jobs.commands.job import JOBS, ConfigFile, RetryFailed, RunOption, Sets, Yes, code_path, load, run_url
+from jobs.commands.job import (
+    JOBS,
+    ConfigFile,
+    Label,
+    Only,
+    RetryFailed,
+    RunOption,
+    Sets,
+    Yes,
+    as_sets,
+    code_path,
+    load,
+    run_url,
+)
 from jobs.commands.submit import list_jobs, stop, submit
 from pipeline.errors import RaylensError, UsageError
 from pipeline.leaving import leave
 
 _WATCH_S = 5.0
 _CLEAR = "\033[H\033[2J"
+_EXPORTS = ("coco-results", "coco", "voc", "yolo", "label-studio", "csv", "png")  # jobs.export.formats.FORMATS
 
 
 class _Commands(TyperGroup):
@@ -62,12 +76,8 @@ app = typer.Typer(
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder: a path, s3://... or gs://...")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster ('auto', host:port, ray://...).")]
-Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="STEP", help="This step and what it stands on; may be repeated.")
-]
 AllowFailed = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of rows that may fail.")]
 Mode = Annotated[str | None, typer.Option(metavar="auto|inline|spread", help="How work is laid over the cluster.")]
-Label = Annotated[str | None, typer.Option(metavar="NAME", help="Your name for this setting, shown beside others.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -84,7 +94,7 @@ def _job_command(name: str) -> None:
         yes: Yes = False,
         retry_failed: RetryFailed = False,
     ) -> None:
-        module, settings = load(name, config, [*(sets or ()), *_as_sets(address, allow_failed, mode, label)])
+        module, settings = load(name, config, [*(sets or ()), *as_sets(label, address, allow_failed, mode)])
         url = run_url(run, settings)
         options = settings.options(
             only=tuple(only or ()), code_path=code_path(config), yes=yes, retry_failed=retry_failed
@@ -191,10 +201,10 @@ def report(run: RunArgument) -> None:
     print(importlib.import_module(JOBS[name][0]).write_report(run))
 
 
-@app.command(help="Write a run's boxes and masks for annotation tools: COCO, Pascal VOC, YOLO, CSV, PNG.")
+@app.command(help="Write a run's boxes and masks for annotation tools: COCO, Pascal VOC, YOLO, Label Studio, CSV, PNG.")
 def export(
     run: RunArgument,
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="coco-results, coco, voc, yolo, csv or png.")],
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help=f"{', '.join(_EXPORTS)}.")],
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="A new or empty folder on this machine.")],
     method: Annotated[str, typer.Option(help="Whose boxes; else the first of the run.")] = "",
     split: Annotated[str, typer.Option(help="Whose images; else eval.")] = "",
@@ -249,12 +259,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def _fail(text: str, code: int) -> NoReturn:
     print(text, file=sys.stderr)
     sys.exit(code)
-
-
-def _as_sets(address: str | None, allow_failed: float | None, mode: str | None, label: str | None) -> list[str]:
-    """Flags are settings, so they are checked and told in the same way."""
-    given = {"resources.address": address, "allow_failed": allow_failed, "resources.mode": mode, "label": label}
-    return [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
 
 
 def _show() -> Any:

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Detection:
-    """``box`` is x0, y0, x1, y1 in pixels of the image, x1 and y1 being edges; ``mask`` [H, W] or None."""
+    """``box`` is x0, y0, x1, y1 in pixels of the image, x1 and y1 being edges.
+
+    ``mask`` is [H, W] with a pixel at least; None where nothing is known but the box.
+    """
 
     class_id: int
     score: float

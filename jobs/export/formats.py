@@ -6,7 +6,6 @@ Class ids count from 0 in the run; COCO's category ids, which tools expect from 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from jobs.export.detection import Detection, Exported
+from jobs.export.names import Names, file_in
 
 Counts = dict[str, int]
-_LONGEST = 120  # characters of one part of a file name
 
 
 def write(format: str, folder: Path, classes: Sequence[str], images: Iterator[Exported]) -> Counts:
@@ -43,40 +42,15 @@ class _Classes:
         return [{"id": c + 1, "name": self[c]} for c in sorted(used | set(range(len(self.names))))]
 
 
-def safe_name(key: str, taken: set[str]) -> str:
-    """A relative path without suffix for an image's key: plain characters, no part that climbs, none taken twice."""
-    stem = key.rpartition(".")[0] if "." in key.rpartition("/")[2][1:] else key
-    parts = [re.sub(r"[^A-Za-z0-9_.-]", "_", part).strip(".") for part in re.split(r"[/\\]+", stem)]
-    parts = [part if len(part) <= _LONGEST else f"{part[:100]}_{_hash(part)}" for part in parts if part]
-    name = "/".join(parts) or f"image_{_hash(key)}"
-    if name.lower() in taken:  # file systems that do not tell cases apart
-        name = f"{name}_{_hash(key)}"
-    taken.add(name.lower())
-    return name
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-def _file(folder: Path, name: str) -> Path:
-    path = folder / name
-    if folder.resolve() not in path.resolve().parents:
-        raise ValueError(f"the file name {name!r} leaves the folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 def _box(found: Detection) -> list[float]:
     x0, y0, x1, y1 = found.box
     return [round(x0, 3), round(y0, 3), round(x1 - x0, 3), round(y1 - y0, 3)]
 
 
 def _segmentation(found: Detection) -> Any:
-    """Compressed RLE of the mask; the box's corners as a polygon where there is none."""
+    """Compressed RLE of the mask; no polygon where there is none."""
     if found.mask is None:
-        x0, y0, x1, y1 = found.box
-        return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+        return []
     encoded = coco.encode(np.asfortranarray(found.mask.astype(np.uint8)))
     return {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode()}
 
@@ -95,7 +69,7 @@ class _List:
 def _coco_results(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
     """results.json, a list for ``COCO.loadRes``, and images.json, the dataset its ids are of, without annotations."""
     listed, used, total = [], set(), 0
-    with open(_file(folder, "results.json"), "w", encoding="utf-8") as file:
+    with open(file_in(folder, "results.json"), "w", encoding="utf-8") as file:
         out = _List(file)
         file.write("[")
         for image in images:
@@ -108,7 +82,7 @@ def _coco_results(folder: Path, classes: _Classes, images: Iterator[Exported]) -
         file.write("\n]\n")
         total = out.count
     dataset = {"images": listed, "annotations": [], "categories": classes.categories(used)}
-    _file(folder, "images.json").write_text(json.dumps(dataset, ensure_ascii=False), encoding="utf-8")
+    file_in(folder, "images.json").write_text(json.dumps(dataset, ensure_ascii=False), encoding="utf-8")
     return {"images": len(listed), "detections": total, "files": 2}
 
 
@@ -116,7 +90,7 @@ def _coco_dataset(folder: Path, classes: _Classes, images: Iterator[Exported]) -
     """annotations/instances_default.json, where CVAT looks for it: images, annotations (with the score beside the
     format's own fields), categories. Images go to images/default/<file_name>."""
     listed, used = [], set()
-    with open(_file(folder, "annotations/instances_default.json"), "w", encoding="utf-8") as file:
+    with open(file_in(folder, "annotations/instances_default.json"), "w", encoding="utf-8") as file:
         out = _List(file)
         file.write('{"annotations": [')
         for image in images:
@@ -154,10 +128,10 @@ def _voc(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
     ImageSets/Main/default.txt lists the images and labelmap.txt the classes, without which readers know VOC's twenty
     only. Images go to JPEGImages/<image>.
     """
-    counts, taken, used = {"images": 0, "detections": 0, "files": 2}, set[str](), set[int]()
+    counts, names, used = {"images": 0, "detections": 0, "files": 2}, Names(folder), set[int]()
     listed: list[str] = []
     for image in images:
-        name = safe_name(image.key, taken)
+        name = names.of(image.key)
         listed.append(name)
         root = ElementTree.Element("annotation")
         _tag(root, "folder", image.key.rpartition("/")[0])
@@ -178,12 +152,13 @@ def _voc(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
             for tag, pixel in zip(("xmin", "ymin", "xmax", "ymax"), pixels, strict=True):
                 _tag(corners, tag, pixel)
         ElementTree.indent(root)
-        ElementTree.ElementTree(root).write(_file(folder, f"Annotations/{name}.xml"), encoding="utf-8")
+        ElementTree.ElementTree(root).write(file_in(folder, f"Annotations/{name}.xml"), encoding="utf-8")
         _count(counts, image, files=1)
-    _file(folder, "ImageSets/Main/default.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
-    names = [_plain_name(c["name"]) for c in classes.categories(used)]
-    told = "".join(f"{name}:::\n" for name in ["background", *names])
-    _file(folder, "labelmap.txt").write_text(f"# label:color_rgb:parts:actions\n{told}", encoding="utf-8")
+    file_in(folder, "ImageSets/Main/default.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
+    labels = [_plain_name(c["name"]) for c in classes.categories(used)]
+    told = "".join(f"{label}:::\n" for label in ["background", *labels])
+    file_in(folder, "labelmap.txt").write_text(f"# label:color_rgb:parts:actions\n{told}", encoding="utf-8")
+    counts["files"] += names.write()
     return counts
 
 
@@ -205,7 +180,7 @@ def _yolo(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts
     Images go to images/<image>: readers find a label by that path with the other first part. They take the last part
     called "images" for it, so a key's own is left out.
     """
-    counts, taken, used = {"images": 0, "detections": 0, "files": 0}, set[str](), set[int]()
+    counts, files, used = {"images": 0, "detections": 0, "files": 0}, Names(folder), set[int]()
     for image in images:
         rows = []
         for found in image.detections:
@@ -214,15 +189,15 @@ def _yolo(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts
             w, h = image.width, image.height
             shares = ((x0 + x1) / 2 / w, (y0 + y1) / 2 / h, (x1 - x0) / w, (y1 - y0) / h)
             rows.append(" ".join([str(found.class_id), *(f"{share:.6f}" for share in shares)]))
-        name = safe_name("/".join(part for part in image.key.split("/") if part != "images"), taken)
-        _file(folder, f"labels/{name}.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        name = files.of(image.key, "/".join(part for part in image.key.split("/") if part != "images"))
+        file_in(folder, f"labels/{name}.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
         _count(counts, image, files=1)
     names = {c["id"] - 1: c["name"] for c in classes.categories(used)}
     told = "".join(f"  {c}: {json.dumps(name, ensure_ascii=False)}\n" for c, name in names.items())
-    _file(folder, "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames:\n{told}", encoding="utf-8")
+    file_in(folder, "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames:\n{told}", encoding="utf-8")
     listed = [classes[c].replace("\n", " ") for c in range(max(names, default=-1) + 1)]
-    _file(folder, "classes.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
-    counts["files"] += 2
+    file_in(folder, "classes.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
+    counts["files"] += 2 + files.write()
     return counts
 
 
@@ -232,7 +207,7 @@ def _label_studio(folder: Path, classes: _Classes, images: Iterator[Exported]) -
     Images are named as Label Studio's local files are served: ``?d=`` and the key below the served folder.
     """
     count, used = 0, set[int]()
-    with open(_file(folder, "tasks.json"), "w", encoding="utf-8") as file:
+    with open(file_in(folder, "tasks.json"), "w", encoding="utf-8") as file:
         out = _List(file)
         file.write("[")
         for image in images:
@@ -261,14 +236,14 @@ def _label_studio(folder: Path, classes: _Classes, images: Iterator[Exported]) -
     for category in classes.categories(used):
         ElementTree.SubElement(labels, "Label", value=category["name"])
     ElementTree.indent(view)
-    ElementTree.ElementTree(view).write(_file(folder, "label_config.xml"), encoding="utf-8")
+    ElementTree.ElementTree(view).write(file_in(folder, "label_config.xml"), encoding="utf-8")
     return {"images": out.count, "detections": count, "files": 2}
 
 
 def _csv(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
     """boxes.csv: one line per detection; x1 and y1 are edges."""
     counts = {"images": 0, "detections": 0, "files": 1}
-    with open(_file(folder, "boxes.csv"), "w", encoding="utf-8", newline="") as file:
+    with open(file_in(folder, "boxes.csv"), "w", encoding="utf-8", newline="") as file:
         out = csv.writer(file)
         out.writerow(["key", "class_id", "class", "score", "x0", "y0", "x1", "y1", "width", "height", "area"])
         for image in images:
@@ -293,18 +268,19 @@ def _csv(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
 
 def _png(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts:
     """masks/<image>/<class id>.png, 255 where the class is; detections without a mask are their box."""
-    counts, taken = {"images": 0, "detections": 0, "files": 0}, set[str]()
+    counts, names = {"images": 0, "detections": 0, "files": 0}, Names(folder)
     for image in images:
-        name = safe_name(image.key, taken)
+        name = names.of(image.key)
         for found in image.detections:
             mask = found.mask
             if mask is None:
                 mask = np.zeros((image.height, image.width), dtype=bool)
                 x0, y0, x1, y1 = (round(v) for v in found.box)
                 mask[y0:y1, x0:x1] = True
-            path = _file(folder, f"masks/{name}/{found.class_id}.png")
+            path = file_in(folder, f"masks/{name}/{found.class_id}.png")
             Image.fromarray(mask.astype(np.uint8) * 255).save(path)
         _count(counts, image, files=len(image.detections))
+    counts["files"] += names.write()
     return counts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.models import ModelSpec, class_names
 from pipeline.run import Run
 from pipeline.units import Unit, units
 from stages.gfi.reading import full_mask
+from stages.metrics.boxes import largest_component
 from stages.metrics.localization import half_of
 from stages.preprocess import Preprocess
 
@@ -51,7 +53,7 @@ class Drawing(ABC):
         spec = ModelSpec.model_validate(self.config["model"])
         self.classes = class_names(spec) or run.key_table(self.unit.split).classes
         self.grid = [float(v) for v in self.fields[f"config.{self.grid_name}"]]
-        self.chosen = self._chosen() if threshold is None else (threshold,)
+        self.chosen = self._chosen() if threshold is None else (self._on_grid(threshold),)
 
     def rows(self) -> Iterator[tuple[Mapping[str, Any], list[Found]]]:
         """Each image's row with what is found in it; rows that are not ok have nothing."""
@@ -80,13 +82,32 @@ class Drawing(ABC):
         return found[0], found[1], found[2], found[3]
 
     def mask(self, heat: NDArray[np.floating[Any]], cut: float, row: Mapping[str, Any]) -> NDArray[np.bool_] | None:
-        """A map above ``cut`` (and above 0), enlarged to the image; None for a crop, which sees only a part."""
+        """A map above ``cut`` (and above 0), enlarged to the image.
+
+        None where nothing is, and for a crop, which sees only a part.
+        """
         if self.preprocess.frame == "crop":
             return None
         size = (int(row["height"]), int(row["width"]))
         values = torch.from_numpy(np.asarray(heat, dtype=np.float32))[None, None]
         large = interpolate(values, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
-        return (large >= cut) & (large > 0)
+        kept = (large >= cut) & (large > 0)
+        return kept if kept.any() else None
+
+    def component(
+        self, heat: NDArray[np.float32], at: int, box: Box, row: Mapping[str, Any]
+    ) -> NDArray[np.bool_] | None:
+        """The mask of a box around a largest component: the largest there is within the box.
+
+        The stored map is smaller than the one that was boxed, so its own largest component may be another one.
+        """
+        found = self.mask(heat, self.grid[at] * float(np.maximum(heat, 0).max()), row)
+        if found is None:
+            return None
+        x0, y0, x1, y1 = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+        within = np.zeros_like(found)
+        within[y0:y1, x0:x1] = found[y0:y1, x0:x1]
+        return largest_component(within) if within.any() else None
 
     def _from_input(self, box: NDArray[Any], width: int, height: int) -> NDArray[Any]:
         new_height, new_width, top, left = self.preprocess._frame(width, height)
@@ -123,6 +144,12 @@ class Drawing(ABC):
     def _methods(self) -> list[str]:
         return list(self.fields["config.methods"])
 
+    def _on_grid(self, asked: float) -> float:
+        if not np.isclose(self.grid, asked, rtol=0, atol=1e-6).any():
+            known = ", ".join(f"{value:g}" for value in self.grid)
+            raise UsageError(f"the run holds no boxes at {asked:g}", where="--threshold", cure=f"use one of {known}")
+        return asked
+
     def _chosen(self) -> Choice:
         """The fairest threshold of the run's metrics; without boxes to choose by, 0.2 of the maximum."""
         rows = [r for r in self._metrics() if r["method"] == self.method and r["rule"] in ("tuned", "halves")]
@@ -147,11 +174,10 @@ class CompareDrawing(Drawing):
         flat = row[f"box/{self.method}"][4 * at : 4 * at + 4]
         if len(flat) == 4:
             shape, values = row[f"map_shape/{self.method}"], row[f"map/{self.method}"]
-            mask = None
+            box, mask = self.box(flat, row), None
             if len(shape) == 3:
-                heat = np.asarray(values, dtype=np.float32).reshape(shape)[0]
-                mask = self.mask(heat, self.grid[at] * float(np.maximum(heat, 0).max()), row)
-            yield int(row["asked"][0]), float(row["asked_scores"][0]), self.box(flat, row), mask
+                mask = self.component(np.asarray(values, dtype=np.float32).reshape(shape)[0], at, box, row)
+            yield int(row["asked"][0]), float(row["asked_scores"][0]), box, mask
 
 
 class ChipDrawing(Drawing):
@@ -164,15 +190,14 @@ class ChipDrawing(Drawing):
         flat = row[f"box/{self.method}"][4 * at : 4 * at + 4]
         if len(flat) == 4:
             shape, values = row[f"map_shape/{self.method}"], row[f"map/{self.method}"]
-            mask = None
+            box, mask = self.box(flat, row), None
             if len(shape) == 2:
-                heat = np.asarray(values, dtype=np.float32).reshape(shape)
-                mask = self.mask(heat, self.grid[at] * float(np.maximum(heat, 0).max()), row)
-            yield int(row["classes"][0]), float(row["scores"][0]), self.box(flat, row), mask
+                mask = self.component(np.asarray(values, dtype=np.float32).reshape(shape), at, box, row)
+            yield int(row["classes"][0]), float(row["scores"][0]), box, mask
 
 
 class GfiDrawing(Drawing):
-    """Every explained class, by GFI's own rule: pixels >= alpha * mean, one box; alpha 1.5 unless named."""
+    """Every explained class once, by GFI's own rule: pixels >= alpha * mean, one box around all of them."""
 
     step = "gfi"
     grid_name = "alphas"
@@ -181,6 +206,8 @@ class GfiDrawing(Drawing):
         at = self.at(row["key"])
         boxes = np.asarray(row["box/mean"]).reshape(len(row["targets"]), -1, 4)
         for number, target in enumerate(row["targets"]):
+            if target in row["targets"][:number]:  # the label and the prediction may be one class
+                continue
             heat = full_mask(row, number)
             mask = self.mask(heat, self.grid[at] * float(heat.mean()), row)
             yield int(target), float(row["score"][number]), self.box(boxes[number, at].tolist(), row), mask
@@ -189,7 +216,10 @@ class GfiDrawing(Drawing):
         return ["gfi"]
 
     def _chosen(self) -> Choice:
-        return (1.5,)
+        """The fairest alpha of the run's metrics; without boxes to choose by, the paper's 1.5, or the nearest to it."""
+        rows = [r for r in self._metrics() if r.get("kind") == "localization" and r.get("name") == "gfi"]
+        rows = [r for r in rows if r["box"] == "mean" and r["rule"] in ("tuned", "halves") and r.get("n")]
+        return next((r["thresholds"] for r in rows if r.get("thresholds")), (1.5,))
 
 
 READERS: dict[str, type[Drawing]] = {"compare": CompareDrawing, "chip": ChipDrawing, "gfi": GfiDrawing}

@@ -2,7 +2,7 @@
 
 A run's rows hold a box for every threshold; exported is the one at the threshold that the run itself chose (or that is
 named). Boxes are in the image's own pixels, as far edges, whatever the run's convention; masks are the map above that
-threshold, enlarged to the image.
+threshold, enlarged to the image (the part within the box, where that is around a largest component).
 """
 
 from __future__ import annotations

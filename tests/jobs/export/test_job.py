@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
+from jobs.cli import _EXPORTS as EXPORTS
 from jobs.cli import app
 from jobs.export import Asked, Detection, Exported, export
-from jobs.export.formats import FORMATS, safe_name, write
+from jobs.export.formats import FORMATS, write
+from jobs.export.names import safe_name
 from pipeline import plan as plans
 from pipeline.errors import UsageError
 from pipeline.run import Run
@@ -199,6 +202,90 @@ def test_boxes_of_a_crop_return_to_the_images_own_pixels(tmp_path: Path) -> None
     assert [float(found[c]) for c in ("x0", "y0", "x1", "y1")] == [12, 2, 24, 10]
 
 
+def test_a_mask_is_the_largest_part_within_its_box(tmp_path: Path) -> None:
+    found = np.zeros((6, 8), np.float32)
+    found[1:5, 1:4] = 1  # what was boxed
+    found[0:6, 5:8] = 0.9  # larger in the map that is kept, and outside the box
+    found[1, 3], found[2, 3] = 0, 0
+    found[0, 0] = 1
+    row = compare_row("a.png") | {"map/m": found.ravel().tolist(), "box/m": [1, 1, 3, 4] * 2}
+    chip = row | {"classes": [1], "scores": [0.6], "map_shape/m": [6, 8]}
+    for job, step, one in (("compare", "compare", row), ("chip", "localize", chip)):
+        held(tmp_path / job, job, step, [one], {})
+        export(str(tmp_path / job), tmp_path / f"{job}-out", Asked("coco"))
+        coco_file = COCO(str(tmp_path / f"{job}-out/annotations/instances_default.json"))
+        (annotation,) = coco_file.anns.values()
+        assert annotation["bbox"] == [1, 1, 3, 4] == coco.toBbox(annotation["segmentation"]).tolist()
+        assert annotation["area"] == 10
+    far = row | {"box/m": [4, 0, 4, 5] * 2}  # nothing of the small map lies within
+    held(tmp_path / "far", "compare", "compare", [far], {})
+    export(str(tmp_path / "far"), tmp_path / "far-out", Asked("coco"))
+    (annotation,) = COCO(str(tmp_path / "far-out/annotations/instances_default.json")).anns.values()
+    assert (annotation["segmentation"], annotation["area"]) == ([], 6)
+
+
+def gfi_run(root: Path, row: dict[str, Any], metrics: list[dict[str, Any]] | None = None) -> Path:
+    """A GFI run of one image; ``metrics`` are its localization rows."""
+    plain = {
+        "key": "a.png", "status": "ok", "error": None, "width": 8, "height": 6, "targets": [2], "score": [0.5],
+        "mask": heat().ravel().tolist(), "mask_shape": [6, 8], "input_shape": [6, 8], "upsampling": "scaled",
+        "box/mean": [0, 0, 7, 5, 1, 1, 6, 4, 2, 2, 4, 3],
+    }  # fmt: skip
+    held(root, "gfi", "gfi", [plain | row], {"config.alphas": [0.0, 1.5, 4.0]})
+    rows = {"rows": [{"kind": "localization", "name": "gfi", "box": "mean"} | m for m in metrics or []]}
+    Run(str(root)).folder.child("metrics", "abababab").write("metrics.json", json.dumps(rows).encode())
+    return root
+
+
+def boxes(run: Path, out: Path, **asked: Any) -> list[list[float]]:
+    export(str(run), out, Asked("csv", **asked))
+    with (out / "boxes.csv").open(encoding="utf-8") as file:
+        return [[float(r[c]) for c in ("x0", "y0", "x1", "y1")] for r in csv.DictReader(file)]
+
+
+def test_gfis_box_is_the_one_at_the_alpha_the_run_chose(tmp_path: Path) -> None:
+    all_of_it, wide, narrow = [0, 0, 8, 6], [1, 1, 7, 5], [2, 2, 5, 4]
+    oracle = {"rule": "oracle", "thresholds": [0.0], "n": 9}
+    for number, (rows, expected) in enumerate(
+        [
+            ([oracle, {"rule": "tuned", "thresholds": [4.0], "n": 9}], narrow),
+            ([oracle, {"rule": "halves", "thresholds": [4.0, 0.0], "n": 9}], (narrow, all_of_it)[half_of("a.png")]),
+            ([oracle | {"n": 0}, {"rule": "halves", "thresholds": [], "n": 0}], wide),  # no boxes to choose by: 1.5
+            ([], wide),
+        ]
+    ):
+        run = gfi_run(tmp_path / f"run{number}", {}, rows)
+        assert boxes(run, tmp_path / f"out{number}") == [expected]
+    assert boxes(run, tmp_path / "asked", threshold=4.0) == [narrow]
+
+
+def test_a_threshold_that_no_box_was_made_for_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no boxes at 0\.3") as told:
+        export(str(run), tmp_path / "out", Asked("csv", threshold=0.3))
+    assert "0.2, 0.5" in str(told.value)
+    with pytest.raises(UsageError, match=r"no boxes at 1"):
+        export(str(gfi_run(tmp_path / "gfi", {})), tmp_path / "out", Asked("csv", threshold=1.0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flat_gfi_mask_leaves_its_box_without_a_segmentation(tmp_path: Path) -> None:
+    run = gfi_run(tmp_path / "run", {"mask": [0.0] * 48, "box/mean": [0, 0, 7, 5] * 3})
+    assert export(str(run), tmp_path / "out", Asked("coco"))["detections"] == 1
+    (annotation,) = COCO(str(tmp_path / "out/annotations/instances_default.json")).anns.values()
+    assert (annotation["bbox"], annotation["area"], annotation["segmentation"]) == ([0, 0, 8, 6], 48, [])
+    export(str(run), tmp_path / "results", Asked("coco-results"))
+    (found,) = json.loads((tmp_path / "results/results.json").read_text())
+    assert "segmentation" not in found
+
+
+def test_a_class_that_is_both_label_and_prediction_is_one_detection(tmp_path: Path) -> None:
+    twice = {"targets": [2, 2], "score": [0.5, 0.5], "mask": [*heat().ravel().tolist()] * 2}
+    run = gfi_run(tmp_path / "run", twice | {"box/mean": [0, 0, 7, 5, 1, 1, 6, 4, 2, 2, 4, 3] * 2})
+    totals = export(str(run), tmp_path / "out", Asked("png"))
+    assert totals == {"images": 1, "detections": 1, "files": 1}
+    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["2.png"]
+
+
 def test_chip_and_gfi_runs_too(tmp_path: Path) -> None:
     row = compare_row("a.png")
     chip = row | {"classes": [1, 0], "scores": [0.6, 0.2], "map_shape/m": [6, 8]}
@@ -223,15 +310,40 @@ def test_chip_and_gfi_runs_too(tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(min_size=1, max_size=300), min_size=1, max_size=5))
+@given(st.lists(st.text(min_size=1, max_size=300), min_size=1, max_size=5, unique=True))
 def test_names_stay_inside_and_apart(keys: list[str]) -> None:
     taken: set[str] = set()
     names = [safe_name(key, taken) for key in keys]
-    assert len({n.lower() for n in names}) == len(set(names)) or len(set(keys)) < len(keys)
+    assert len({unicodedata.normalize("NFC", name.casefold()) for name in names}) == len(keys)
     for name in names:
         assert not name.startswith("/")
-        assert all(part not in ("", ".", "..") and len(part) <= 140 for part in name.split("/"))
-        assert all((c.isalnum() and c.isascii()) or c in "/_.-" for c in name)
+        assert all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in name.split("/"))
+        assert not any(c in "\\\0" for c in name)
+        assert len(name.splitlines()) == 1
+
+
+def test_a_name_is_the_keys_own_where_it_can_be() -> None:
+    taken: set[str] = set()
+    for key in ("c d.png", "ä.jpg", "é/日本.jpeg", ".hidden/a.b.png", "s3:x.jpg"):
+        assert safe_name(key, taken) == key.rpartition(".")[0]
+    assert safe_name("../a\\b.png", taken) == "a/b"
+    assert safe_name("/etc/pass\nwd", taken) == "etc/pass_wd"
+    for again in ("C D.png", "a\u0308.jpg"):  # another case, the same letter written in two
+        assert safe_name(again, taken).startswith(f"{again.rpartition('.')[0]}_")
+
+
+@pytest.mark.parametrize("name", ["voc", "yolo", "png"])
+def test_names_that_changed_are_listed_with_their_keys(name: str, tmp_path: Path) -> None:
+    def images(*keys: str) -> Iterator[Exported]:
+        for i, key in enumerate(keys, 1):
+            yield Exported(i, key, 4, 4, (Detection(0, 0.5, (0.0, 0.0, 2.0, 2.0), None),))
+
+    totals = write(name, tmp_path / "a", ["x"], images("images/c d.png", "../up.png"))
+    with (tmp_path / "a/names.csv").open(encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == [{"key": "../up.png", "name": "up"}]
+    assert totals["files"] == sum(path.is_file() for path in (tmp_path / "a").rglob("*"))
+    write(name, tmp_path / "b", ["x"], images("images/c d.png"))
+    assert not (tmp_path / "b/names.csv").exists()
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -266,6 +378,10 @@ def test_mistakes_are_usage_errors(run: Path, tmp_path: Path, words: list[str], 
     done = CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "out"), *words])
     assert done.exit_code == 2
     assert told in done.output
+
+
+def test_help_names_every_format() -> None:
+    assert tuple(FORMATS) == EXPORTS
 
 
 def test_the_command_writes_and_never_over_something(run: Path, tmp_path: Path) -> None:
