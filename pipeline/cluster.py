@@ -73,7 +73,7 @@ def _is_up(address: str) -> bool:
         return True
     if address == "local" or address.startswith("ray://"):
         return (joined() is None) is (address == "local")
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     here = ray.get_runtime_context()
     if here.gcs_address == address:

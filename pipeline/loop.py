@@ -91,10 +91,11 @@ class ShardLoop:
         return self._receipts
 
     def _hold(self, since: float) -> float:
-        """Account for the workers held since then; gives the time now."""
+        """Account for the workers held since then, not for those that wait for a GPU; gives the time now."""
         now = time.monotonic()
-        gpus = sum(member.slot.gpus for member in self._pool.members)
-        self.spent.hold(len(self._pool.members), gpus, now - since)
+        held = [member for member in self._pool.members if member.ready or not member.waits()]
+        gpus = sum(member.slot.gpus for member in held)
+        self.spent.hold(len(held), gpus, now - since)
         self._meters.held(gpus * (now - since))
         return now
 

@@ -203,6 +203,20 @@ def test_a_second_that_is_left_alone_and_hangs_is_doubled_again(made) -> None:
     assert found.spent.duplicates == 2
 
 
+def test_workers_that_wait_for_a_gpu_are_not_paid_for(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is ready, one is set up, the others wait at GPUs that somebody else holds."""
+
+    def members(*states: tuple[bool, bool]) -> list[Any]:
+        slot = SimpleNamespace(gpus=0.5)
+        return [SimpleNamespace(slot=slot, ready=ready, waits=lambda waits=waits: waits) for ready, waits in states]
+
+    world, found, _, _ = made(last((10.0, None)))
+    monkeypatch.setattr(found, "spent", Spent("step"))
+    monkeypatch.setattr(found._pool, "members", members((True, False), (False, False), *[(False, True)] * 6))
+    assert found._hold(world.now - 10.0) == world.now
+    assert (found.spent.held_s, found.spent.gpu_s) == (20.0, 10.0)
+
+
 @pytest.mark.parametrize(("inside", "named"), [((3, 4), "k3"), ((0, 8), None), (None, None)])
 def test_a_death_is_told_with_a_key_only_where_one_row_was_in_hand(
     monkeypatch: pytest.MonkeyPatch, inside: tuple[int, int] | None, named: str | None
