@@ -6,8 +6,6 @@ tensor can be kept, gated or replayed. The rewritten graph is compared with the 
 
 from __future__ import annotations
 
-import inspect
-import operator
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from stages.operands import learns, mutates, stand_first
 from stages.products import linear
 
 _SAME_OPERATION = {"iadd": "add", "imul": "mul", "isub": "sub", "concat": "cat", "concatenate": "cat"}
-_IN_PLACE_OPERATORS = {operator.iadd, operator.imul, operator.isub, operator.itruediv}
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,18 @@ class Graph:
         self.returned = tracer.returned
         self.nodes: list[fx.Node] = list(graph.nodes)
         self._graph = graph  # owns the nodes
+        for node in self.nodes:
+            stand_first(node, module)
         placeholders = [n for n in self.nodes if n.op == "placeholder"]
         self.input = placeholders[0]
+        of_image = descendants(self.input)
+        for node in self.nodes:  # before the first probe: it would change the network
+            if learns(node, node in of_image):
+                raise ValueError(
+                    f"call {node.name!r} ({self._kind(node)}, in {node.meta.get('scope') or 'the top module'}) takes "
+                    "statistics of its input as in training: images would depend on each other, or the network on "
+                    "them; give it training=self.training (an instance norm: no running statistics)"
+                )
         self.defaults = {n: n.args[0] for n in placeholders[1:] if n.args}
         final = self.nodes[-1].args[0]
         if not isinstance(final, fx.Node):
@@ -66,7 +74,7 @@ class Graph:
                 f"{type(module).__name__} returns a {type(final).__name__}, not one tensor of logits: "
                 "wrap it in a module that returns the logits"
             )
-        self._mutating = {n for n in self.nodes if _mutates(n, module)}
+        self._mutating = {n for n in self.nodes if mutates(n, module)}
         self.output = self._as_values(final)
         self._targets: dict[str, Any] = {}
         weight = next(module.parameters(), example)
@@ -241,8 +249,8 @@ class _Linear:
     def __init__(self, module: nn.Linear) -> None:
         self.module = module
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.module.weight, self.module.bias)
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+        return linear(input, self.module.weight, self.module.bias)
 
 
 class _Method:
@@ -260,28 +268,6 @@ class _Attribute:
 
     def __call__(self) -> Any:
         return getattr(self.owner, self.name)
-
-
-def _mutates(node: fx.Node, module: nn.Module) -> bool:
-    if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
-        return bool(getattr(called, "inplace", False)) and "Dropout" not in type(called).__name__
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).startswith("__")
-    if node.op != "call_function":
-        return False
-    if node.target in _IN_PLACE_OPERATORS:
-        return True
-    name = getattr(node.target, "__name__", "")
-    if name.endswith("_") and not name.endswith("__"):
-        return True
-    if "dropout" in name:
-        return False  # in eval mode it hands its input on
-    try:
-        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # built-in functions have no signature, and no inplace flag either
-        return bool(node.kwargs.get("inplace", False))
-    return bool(bound.arguments.get("inplace", False))
 
 
 def _shape(value: Any) -> Any:

@@ -195,7 +195,8 @@ def _memory(data: LinearReportData) -> Section:
     note = (
         "For one image, beside the weights. Activations: every call's value, as automatic differentiation keeps them. "
         "Kept masks: only what was decided, a byte for each mask value and eight for an index. Streamed: nothing is "
-        "kept, the image runs one call ahead of its probes."
+        "kept, the image runs one call ahead of its probes. Rows take the activations once more for each probe that "
+        "runs at the time, whatever is kept of the image; columns do not."
     )
     if papers:
         columns.append(Column("The paper's Table 1", numeric=True, help="all activations kept"))

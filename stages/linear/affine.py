@@ -74,11 +74,15 @@ class Moved:
 class Sum(Moved):
     """Sums and differences; what does not depend on the image is a constant."""
 
+    def check(self, site: Site) -> None:
+        if len(site.node.args) > 2 or not {"input", "other"} <= site.given.keys():
+            raise site.refusal("is called in an unknown way", "give it two operands, and alpha by name")
+
     def linear(self, site: Site, values: Values, frozen: Decision) -> Any:
         return self._without(site, values, lambda operand: operand not in site.images)
 
     def constant(self, site: Site, values: Values, frozen: Decision) -> torch.Tensor | None:
-        if all(operand in site.images for operand in site.node.args[:2]):
+        if all(site.given[name] in site.images for name in ("input", "other")):
             return None
         found: torch.Tensor = self._without(site, values, lambda operand: operand in site.images)
         return found
@@ -88,25 +92,28 @@ class Sum(Moved):
 
     def _without(self, site: Site, values: Values, zero: Callable[[Any], bool]) -> Any:
         operands: list[Any] = []
-        for operand in site.node.args[:2]:
+        for operand in (site.given["input"], site.given["other"]):
             value = values[operand] if isinstance(operand, fx.Node) else operand
             operands.append(_zero(value) if zero(operand) else value)
         if site.graph.calls[site.node].mutates:
             operands[0] = operands[0].clone()
-        return site.graph.target(site.node)(*operands, **site.node.kwargs)
+        options = {name: value for name, value in site.node.kwargs.items() if name != "other"}
+        return site.graph.target(site.node)(*operands, **options)
 
 
 class Scale(Moved):
     """Products with what does not depend on the image, and quotients by it."""
 
     def check(self, site: Site) -> None:
-        if len(site.images) != 1 or sum(a is site.images[0] for a in site.node.args) != 1:
+        if len(site.images) != 1 or sum(a is site.images[0] for a in site.given.values()) != 1:
             raise site.refusal(
                 "multiplies two values that both depend on the image",
                 "freezing does not make it linear; compute one of them outside the network and give it as a constant",
             )
-        if site.kind in ("div", "truediv") and site.node.args[0] is not site.images[0]:
+        if site.kind in ("div", "truediv") and site.given["input"] is not site.images[0]:
             raise site.refusal("divides by what depends on the image", "only the image's own stream may be divided")
+        if site.given.get("rounding_mode") is not None:
+            raise site.refusal("rounds its quotients", "that is not linear; divide without rounding_mode")
 
 
 class Padded(Moved):
@@ -144,10 +151,10 @@ class Weighted(Moved):
         bias = site.operand("bias", values)
         if bias is None:
             return site.evaluate(values)
-        if site.module is not None:
-            return functional_call(site.module, {"bias": torch.zeros_like(bias)}, (site.source(values),))
         args = fx.node.map_arg(site.node.args, values.__getitem__)
         kwargs = fx.node.map_arg(site.node.kwargs, values.__getitem__)
+        if site.module is not None:
+            return functional_call(site.module, {"bias": torch.zeros_like(bias)}, args, kwargs)
         return site.graph.target(site.node)(
             *args[:2],
             *((None,) if len(args) > 2 else ()),
@@ -177,17 +184,18 @@ class BatchNorm(Moved):
 
     def linear(self, site: Site, values: Values, frozen: Decision) -> Any:
         x = site.source(values)
-        return x * channels(self._scale(site, values), x)
+        return x * channels(self.scale(site, values), x)
 
     def constant(self, site: Site, values: Values, frozen: Decision) -> torch.Tensor | None:
-        shift = -site.operand("running_mean", values) * self._scale(site, values)
+        shift = -site.operand("running_mean", values) * self.scale(site, values)
         bias = site.operand("bias", values)
         return channels(shift if bias is None else shift + bias, site.source(values))
 
     def affine(self, site: Site, values: Values, frozen: Decision) -> Any:
         return site.evaluate(values)
 
-    def _scale(self, site: Site, values: Values) -> torch.Tensor:
+    def scale(self, site: Site, values: Values) -> torch.Tensor:
+        """What each channel is multiplied by."""
         scale = torch.rsqrt(site.operand("running_var", values) + site.operand("eps", values))
         weight = site.operand("weight", values)
         found: torch.Tensor = scale if weight is None else scale * weight

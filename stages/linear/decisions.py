@@ -17,7 +17,10 @@ class InstanceNorm(BatchNorm):
     jacobian = False
 
     def check(self, site: Site) -> None:
-        if site.module is not None and site.module.running_mean is not None:
+        if site.node.target is torch.instance_norm:
+            raise site.refusal("is torch.instance_norm", "call torch.nn.functional.instance_norm or nn.InstanceNorm2d")
+        given = site.module is None and not site.given.get("use_input_stats", True)
+        if given or (site.module is not None and site.module.running_mean is not None):
             raise site.refusal("uses running statistics", "in eval mode that is a batch norm: use nn.BatchNorm2d")
 
     def decide(self, site: Site, values: Values) -> Decision:
@@ -120,11 +123,16 @@ class Curve(Moved):
 class Winner(Moved):
     """Max pooling: what stood where x0 had its maximum."""
 
+    def check(self, site: Site) -> None:
+        asked = site.given.get("return_indices", False) if site.module is None else site.module.return_indices
+        if asked:
+            raise site.refusal("gives the places of its maxima too", "ask for the maxima alone, without return_indices")
+
     def decide(self, site: Site, values: Values) -> Decision:
         x = site.source(values)
         if site.kind == "adaptivemaxpool2d":
             return (F.adaptive_max_pool2d(x, site.operand("output_size", values), return_indices=True)[1],)
-        operands = [site.operand(name, values) for name in POOL[1:]]
+        operands = [site.operand(name, values) for name in POOL]
         return (F.max_pool2d(x, *operands, return_indices=True)[1],)
 
     def keeps(self, site: Site, shape: torch.Size, itemsize: int) -> int:

@@ -24,7 +24,8 @@ class Derivative:
         if self._keep:
             return self._many(self._g, self._u, v)
         with torch.no_grad(), forward_ad.dual_level():
-            x = forward_ad.make_dual(self._x0.expand(v.shape[0], *self._x0.shape[1:]).clone(), v)
+            # Cloned, both: what the network does to its input in place it does to the tangent too.
+            x = forward_ad.make_dual(self._x0.expand(v.shape[0], *self._x0.shape[1:]).clone(), v.clone())
             found = forward_ad.unpack_dual(self._network(x))
         return torch.zeros_like(found.primal) if found.tangent is None else found.tangent
 

@@ -79,7 +79,7 @@ class FiltersStage:
     ``sizes`` says what a row will hold, where it is known already.
     """
 
-    version = 1
+    version = 2
     wants = "pixels"
     schema = SCHEMA
 

@@ -20,15 +20,17 @@ from stages.tracing import Graph
 Masks = Literal["auto", "keep", "stream"]
 Engine = Literal["autograd", "stream"]
 Place = int | Sequence[int]
+MEMORY = 2**30  # bytes for what is kept of x0, and as many again for the probes of F^T
 
 
 class LinearScope:
     """``network`` (eval mode, torch.fx-traceable) frozen at ``x0`` (1, ...) or (...), the image as it is given to it.
 
     ``masks``: ``keep`` what is frozen, ``stream`` x0 beside the probes each time, or ``auto``: kept where it takes no
-    more than ``memory`` bytes. ``engine``: automatic differentiation where freezing equals the derivative, else the
-    frozen stream; the stream can be asked for. ``taylor``: sigmoid and tanh by their tangent. A second scope of the
-    same network can share the first one's ``graph``.
+    more than ``memory`` bytes. Probes of F^T are differentiated, which keeps ``probe_bytes`` of each until it is back:
+    only as many run at once as take ``memory`` bytes, but at least one. ``engine``: automatic differentiation where
+    freezing equals the derivative, else the frozen stream; the stream can be asked for. ``taylor``: sigmoid and tanh by
+    their tangent. A second scope of the same network can share what the first one has ``frozen``.
 
     ValueError: a call that cannot be frozen, by name; an engine that would give another F; a shape that does not fit.
     """
@@ -41,7 +43,7 @@ class LinearScope:
         masks: Masks = "auto",
         engine: Engine | None = None,
         taylor: bool = False,
-        memory: int = 2**30,
+        memory: int = MEMORY,
     ) -> None:
         if masks not in ("auto", "keep", "stream") or engine not in (None, "autograd", "stream"):
             raise ValueError(f"masks are auto, keep or stream, engines autograd or stream; got {masks!r}, {engine!r}")
@@ -59,6 +61,8 @@ class LinearScope:
         self.x0 = x0.detach()
         self.engine: Engine = engine or ("autograd" if self.frozen.jacobian else "stream")
         self.kept_bytes = self._bytes()
+        self.probe_bytes = self.frozen.activation_bytes(self.x0.element_size())
+        self._memory = memory
         self.masks: Literal["keep", "stream"]
         self.masks = ("keep" if self.kept_bytes <= memory else "stream") if masks == "auto" else masks
         kept = Kept(self.frozen, self.x0) if self.masks == "keep" and self.engine == "stream" else None
@@ -95,15 +99,23 @@ class LinearScope:
     def adjoint(self, u: torch.Tensor) -> torch.Tensor:
         """F^T u for probes (N, ...) of the output's shape."""
         u = self._probes(u, self.output)
+        if self._derivative is not None and self.masks == "keep":
+            return self._derivative.adjoint(u).detach()  # one graph, of x0, serves all probes
+        most = max(1, self._memory // max(1, self.probe_bytes))
+        parts = [self._back(part) for part in u.split(most)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _back(self, u: torch.Tensor) -> torch.Tensor:
+        """F^T u for as many probes as one differentiated pass takes."""
         if self._derivative is not None:
             return self._derivative.adjoint(u).detach()
-        keep = self.masks == "keep"
         if self._transposed is None or self._transposed[0].shape[0] != u.shape[0]:
             self._transposed = None
             with torch.enable_grad():
                 v = torch.zeros(u.shape[0], *self.x0.shape[1:], dtype=u.dtype, device=u.device, requires_grad=True)
                 pair = (v, self.frozen.run(v, self._decisions(), constants=False))
-            if not keep:
+            # Kept for as many probes again where it fits beside the masks.
+            if self.masks == "stream" or self.kept_bytes + u.shape[0] * self.probe_bytes > self._memory:
                 return torch.autograd.grad(pair[1], pair[0], u)[0]
             self._transposed = pair
         return torch.autograd.grad(self._transposed[1], self._transposed[0], u, retain_graph=True)[0]

@@ -13,22 +13,29 @@ Values = dict[fx.Node, Any]
 Decision = tuple[torch.Tensor, ...]
 
 WEIGHTED = ("input", "weight", "bias")
-_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+_STATISTICS = ("input", "running_mean", "running_var", "weight", "bias")
+_PAIR = ("input", "other")
+POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 # Names of the positional operands where a call is a function; a module has them as attributes.
 OPERANDS: dict[str, tuple[str, ...]] = {
     "linear": WEIGHTED,
     **{f"conv{transpose}{n}d": WEIGHTED for transpose in ("", "transpose") for n in (1, 2, 3)},
-    "batchnorm": _NORM,
-    "instancenorm": _NORM,
+    **dict.fromkeys(("add", "sub", "rsub", "mul", "div", "truediv", "matmul"), _PAIR),
+    "batchnorm": (*_STATISTICS, "training", "momentum", "eps"),
+    "instancenorm": (*_STATISTICS, "use_input_stats", "momentum", "eps"),
     "hardtanh": ("input", "min_val", "max_val"),
     "leakyrelu": ("input", "negative_slope"),
     "prelu": ("input", "weight"),
-    "maxpool2d": POOL,
-    "adaptivemaxpool2d": ("input", "output_size"),
+    "maxpool2d": ("input", *POOL, "return_indices"),
+    "adaptivemaxpool2d": ("input", "output_size", "return_indices"),
     "pad": ("input", "pad", "mode", "value"),
 }
-_DEFAULTS = {"min_val": -1.0, "max_val": 1.0, "negative_slope": 0.01, "eps": 1e-5, "mode": "constant"} | {
+_DEFAULTS: dict[str, Any] = {
+    "min_val": -1.0,
+    "max_val": 1.0,
+    "negative_slope": 0.01,
+    "eps": 1e-5,
+    "mode": "constant",
     "stride": None,
     "padding": 0,
     "dilation": 1,
@@ -44,13 +51,14 @@ class Site:
         self.kind = graph.calls[node].kind
         self.module: Any = graph.submodule(node)
         self.images = [n for n in node.all_input_nodes if n in image]  # operands that depend on the image
+        # The operands by name, as they stand in the graph.
+        self.given: dict[str, Any] = dict(zip(OPERANDS.get(self.kind, ("input",)), node.args, strict=False))
+        self.given |= node.kwargs
 
     def operand(self, name: str, values: Values) -> Any:
         if self.module is not None and name != "input":
             return getattr(self.module, name, _DEFAULTS.get(name))
-        names = OPERANDS.get(self.kind, ("input",))
-        found = dict(zip(names, self.node.args, strict=False)) | dict(self.node.kwargs)
-        value = found.get(name, _DEFAULTS.get(name))
+        value = self.given.get(name, _DEFAULTS.get(name))
         return values[value] if isinstance(value, fx.Node) else value
 
     def source(self, values: Values) -> torch.Tensor:

@@ -92,6 +92,15 @@ class Frozen:
         for done in self._free[i]:
             env.pop(done, None)
 
+    def activation_bytes(self, itemsize: int) -> int:
+        """Memory of every value that one image, or one probe, has on its way."""
+        return sum(self.numbers(node) for node in self.rules) * itemsize
+
+    def numbers(self, node: fx.Node) -> int:
+        """How many one image's value of a call consists of; 0 for what does not grow with the batch."""
+        call = self.graph.calls[node]
+        return torch.Size(call.shape).numel() if call.shape and call.rows else 0
+
     def kept_bytes(self, itemsize: int) -> int:
         """Memory of what is frozen for one image."""
         return sum(self.kept_by(node, itemsize) for node in self.rules)

@@ -61,7 +61,7 @@ class SvdStage:
     ``sizes`` says what a row will hold, where it is known already.
     """
 
-    version = 1
+    version = 2
     wants = "pixels"
     schema = pa.schema(
         [

@@ -69,12 +69,32 @@ class Joined(nn.Module):
         return a + b[:, :2] - 1.5
 
 
+class Named(nn.Module):
+    """Operands by name, wherever a call takes them so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.up = nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.last = nn.Linear(256, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = torch.add(self.first(input=x), other=1.0)
+        b = torch.sub(input=a, other=self.act(input=a), alpha=0.5).mul(other=1.5)
+        b = torch.div(torch.rsub(b, other=0.25, alpha=2.0), other=0.5)
+        b = self.up(F.max_pool2d(b, kernel_size=2), output_size=[8, 8])
+        return self.last(input=torch.flatten(F.relu(input=b, inplace=True), start_dim=1))
+
+
 def networks() -> dict[str, Callable[[], nn.Module]]:
     """name -> maker; every network takes (N, 2, 8, 8)."""
     conv = nn.Conv2d
     return {
         "functional": Functional,
         "joined": Joined,
+        "named": Named,
+        "in place": lambda: nn.Sequential(nn.ReLU(inplace=True), conv(2, 3, 3), nn.LeakyReLU(0.1, inplace=True)),
         "relu6": lambda: nn.Sequential(conv(2, 4, 3), _Gain(4.0), nn.ReLU6(inplace=True), conv(4, 3, 3, stride=2)),
         "hardtanh": lambda: nn.Sequential(conv(2, 4, 3), nn.Hardtanh(-0.2, 0.3), nn.Flatten(), nn.Linear(144, 3)),
         "prelu": lambda: nn.Sequential(conv(2, 4, 3), nn.PReLU(4), nn.ConvTranspose2d(4, 2, 3, 2, 1, 1), nn.PReLU()),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from linear_cases import STREAMED, close, espcn, family, fsrcnn, image, load_sr,
 from torch import nn
 from torch.nn import functional as F
 
-from stages.linear.scope import LinearScope, freeze, impulses
+from stages.linear.scope import Engine, LinearScope, Masks, freeze, impulses
 
 NAMES = sorted(networks())
 
@@ -31,10 +33,14 @@ def test_the_frozen_system(name: str, engine: str, masks: str) -> None:
         return
     with LinearScope(net, x0, engine=engine, masks=masks) as scope:
         assert (scope.engine, scope.masks) == (engine, masks)
-        assert torch.equal(scope.output, net(x0))
+        assert torch.equal(scope.output, net(x0.clone()))
         assert close(scope.forward(x0) + scope.residual(), scope.output)
         v, u = image(1), torch.randn(scope.output.shape, generator=torch.Generator().manual_seed(2)).double()
+        probes = v.clone(), u.clone()
         assert close((scope.forward(v) * u).sum(), (v * scope.adjoint(u)).sum())
+        assert torch.equal(v, probes[0]), "what the network does in place it does not do to the probes"
+        assert torch.equal(u, probes[1])
+        assert torch.equal(scope.x0, x0)
         matrix = materialised(scope)
         rows = scope.adjoint(impulses(range(scope.output.numel()), scope.output)).flatten(1)
         assert close(rows, matrix)
@@ -59,7 +65,7 @@ def test_x0_itself_gives_its_own_output(name: str, masks: str) -> None:
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in STREAMED])
 def test_both_engines_agree_and_equal_the_jacobian(name: str) -> None:
     net, x0 = network(name), image()
-    jacobian = torch.autograd.functional.jacobian(net, x0).reshape(-1, x0.numel())
+    jacobian = torch.autograd.functional.jacobian(lambda x: net(x.clone()), x0).reshape(-1, x0.numel())
     auto = LinearScope(net, x0)
     assert auto.engine == "autograd"
     assert close(materialised(auto), jacobian)
@@ -158,6 +164,98 @@ def test_training_mode_is_refused() -> None:
         LinearScope(network("pools").train(), image())
 
 
+class Norm(nn.Module):
+    """A norm as a function, by any of its spellings."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], *args: Any, **options: Any) -> None:
+        super().__init__()
+        self.function, self.args, self.options = function, args, options
+        for name, value in (("mean", 0.5), ("var", 2.0), ("weight", 1.5), ("bias", -0.5)):
+            self.register_buffer(name, torch.full((2,), value, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        named = {key: getattr(self, value) for key, value in self.options.items() if isinstance(value, str)}
+        plain = {key: value for key, value in self.options.items() if not isinstance(value, str)}
+        return self.function(x, *(getattr(self, a) if isinstance(a, str) else a for a in self.args), **named, **plain)
+
+
+OWN = {"running_mean": "mean", "running_var": "var"}
+
+
+@pytest.mark.parametrize(
+    ("norm", "why"),
+    [
+        (Norm(F.batch_norm, "mean", "var", training=True), "as in training"),
+        (Norm(F.batch_norm, None, None, None, None, True), "as in training"),
+        (Norm(torch.batch_norm, "weight", "bias", "mean", "var", True, 0.1, 1e-5, False), "as in training"),
+        (Norm(F.instance_norm, **OWN), "as in training"),
+        (Norm(F.instance_norm, use_input_stats=False, **OWN), "uses running statistics"),
+        (Norm(torch.batch_norm, "weight", "bias", "mean", "var", False, 0.1, 1e-5, False), "is torch.batch_norm"),
+        (Norm(torch.instance_norm, "weight", "bias", None, None, True, 0.1, 1e-5, False), "is torch.instance_norm"),
+    ],
+)
+def test_norms_as_functions_that_are_not_what_is_frozen_are_refused(norm: Norm, why: str) -> None:
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    with pytest.raises(ValueError, match=why):
+        LinearScope(norm.eval(), image())
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        Norm(F.batch_norm, "mean", "var", "weight", "bias", False),
+        Norm(F.batch_norm, bias="bias", eps=0.5, **OWN),
+        Norm(F.instance_norm, weight="weight", bias="bias", eps=0.5),
+        Norm(F.instance_norm, None, None, "weight", "bias", True, 0.1, 0.5),
+    ],
+)
+def test_norms_as_functions_are_frozen_as_the_modules(norm: Norm) -> None:
+    x0 = image()
+    scope = LinearScope(norm.eval(), x0, engine="stream")
+    assert close(scope.forward(x0) + scope.residual(), norm(x0))
+    assert close(scope.forward(torch.zeros_like(x0)), torch.zeros_like(x0))
+
+
+def test_weights_may_be_normalised_as_in_training() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = F.batch_norm(self.weight.view(1, 3, -1), None, None, training=True).view(3, 2, 3, 3)
+            return F.conv2d(x, weight, self.bias)
+
+    net, x0 = Standardised(2, 3, 3).double().eval(), image()
+    scope = LinearScope(net, x0)
+    assert close(scope.forward(x0) + scope.residual(), net(x0).detach())
+
+
+class Called(nn.Module):
+    def __init__(self, how: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.how(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "why"),
+    [
+        (Called(lambda x: torch.div(x, 0.3, rounding_mode="floor")), "rounds its quotients"),
+        (Called(lambda x: torch.div(1.0, other=x)), "divides by what depends"),
+        (Called(lambda x: torch.mul(input=x, other=x)), "both depend on the image"),
+        (nn.MaxPool2d(2, return_indices=True), "without return_indices"),
+        (nn.AdaptiveMaxPool2d(2, return_indices=True), "without return_indices"),
+        (Called(lambda x: F.max_pool2d(x, 2, 2, 0, 1, False, True)[0]), "without return_indices|has no frozen form"),
+    ],
+)
+def test_options_that_are_not_linear_are_refused_by_name(net: nn.Module, why: str) -> None:
+    picked = net if isinstance(net, Called) else Called(lambda x, pool=net: pool(x)[0])
+    if picked is not net:
+        picked.pool = net
+    with pytest.raises(ValueError, match=why):
+        LinearScope(picked.eval(), image())
+
+
 def _ask(scope: LinearScope) -> None:
     scope.row(0)
     scope.forward(torch.zeros(1, 3, 8, 8))
@@ -200,6 +298,28 @@ def test_the_bytes_of_masks_by_hand() -> None:
     assert scope._kept.nbytes == expected
 
 
+@pytest.mark.parametrize("masks", ["keep", "stream"])
+@pytest.mark.parametrize("engine", ["autograd", "stream"])
+def test_no_more_probes_are_differentiated_at_once_than_fit(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, masks: Masks
+) -> None:
+    net, x0 = network("functional"), image()
+    roomy = LinearScope(net, x0, engine=engine, masks=masks)
+    small = LinearScope(roomy.frozen, x0, engine=engine, masks=masks, memory=2 * roomy.probe_bytes + 1)
+    u = impulses(range(4), small.output)
+    expected = roomy.adjoint(u)
+    most: list[int] = []
+    back = LinearScope._back
+    monkeypatch.setattr(LinearScope, "_back", lambda self, u: most.append(u.shape[0]) or back(self, u))
+    assert close(small.adjoint(u), expected)
+    if (engine, masks) == ("autograd", "keep"):
+        assert most == [], "one graph of x0 serves all probes"
+    else:
+        assert most == [2, 2]
+    assert small._transposed is None, "the probes' graph does not stay where it does not fit"
+    assert (roomy._transposed is not None) == ((engine, masks) == ("stream", "keep"))
+
+
 def test_one_tracing_serves_many_images() -> None:
     net = network("functional")
     frozen = freeze(net, image())
@@ -226,10 +346,24 @@ def test_real_super_resolution_networks(real_data: Path, file: str, engine: str)
     assert close((scope.forward(v) * u).sum(), (v * scope.adjoint(u)).sum())
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "densenet121", "mobilenet_v2", "squeezenet1_1"])
+# One of each family of the paper's Table 4 and beyond, at the smallest size that it takes.
+FAMILIES = {
+    "alexnet": 64,
+    "densenet121": 40,
+    "inception_v3": 75,
+    "mobilenet_v2": 40,
+    "resnet18": 32,
+    "resnet50": 32,
+    "squeezenet1_1": 40,
+    "vgg11": 32,
+    "vgg11_bn": 32,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_both_engines_on_whole_families(name: str) -> None:
     """Functional ReLUs, concatenations, ReLU6, in-place calls and ceil-mode pooling as torchvision writes them."""
-    net, x0 = family(name), image(0, 3, *[75 if name == "inception_v3" else 40] * 2)
+    net, x0 = family(name), image(0, 3, FAMILIES[name], FAMILIES[name])
     scopes = [LinearScope(net, x0, engine=engine, masks="keep") for engine in ("autograd", "stream")]
     v, u = image(1, *x0.shape[1:]), torch.randn(scopes[0].output.shape, generator=torch.Generator().manual_seed(2))
     ahead, back = ([ask(s) for s in scopes] for ask in (lambda s: s.forward(v), lambda s: s.adjoint(u.double())))
@@ -238,3 +372,5 @@ def test_both_engines_on_whole_families(name: str) -> None:
     assert close((ahead[1] * u).sum(), (v * back[1]).sum(), 1e-10)
     assert close(scopes[1].forward(x0) + scopes[1].residual(), scopes[1].output, 1e-10)
     assert torch.equal(scopes[1].frozen_output(x0), scopes[1].output)
+    k, j = (1, FAMILIES[name] // 2, FAMILIES[name] // 2), 3
+    assert close(scopes[1].column(k)[j], scopes[1].row(j)[k])

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from linear_cases import close, image, network
+from linear_cases import close, family, image, network
 from torch import nn
 
-from stages.linear.scope import LinearScope, impulses
+from stages.linear.scope import LinearScope, Masks, impulses
 from stages.linear.svd import Triplets, block, power
 
 METHODS = {"power": power, "block": block}
@@ -47,6 +47,24 @@ def test_the_leading_ten_are_those_of_the_matrix(method: Callable[..., Triplets]
     assert close(v @ v.t(), torch.eye(k).double(), 1e-6)
     assert close((v * vh[:k]).sum(1).abs(), torch.ones(k).double(), 1e-6)
     assert close((found.u.flatten(1) * u.t()[:k]).sum(1).abs(), torch.ones(k).double(), 1e-6)
+
+
+def test_a_whole_family_has_the_triplets_of_its_matrix() -> None:
+    scope = LinearScope(family("resnet18"), image(0, 3, 32, 32))
+    matrix = scope.adjoint(impulses(range(7), scope.output)).flatten(1)
+    sigma, vh = torch.linalg.svd(matrix, full_matrices=False)[1:]
+    found = block(scope, 5, tolerance=1e-8)
+    assert found.converged
+    assert close(found.sigma / sigma[0], sigma[:5] / sigma[0], 1e-8)
+    assert close((found.v.flatten(1) * vh[:5]).sum(1).abs(), torch.ones(5).double(), 1e-6)
+
+
+@pytest.mark.parametrize("masks", ["keep", "stream"])
+def test_a_network_that_works_on_its_input_in_place_has_its_own_triplets(masks: Masks) -> None:
+    """The block method asks with vectors that it goes on to use."""
+    scope = LinearScope(network("in place"), image(), masks=masks)
+    matrix = scope.adjoint(impulses(range(scope.output.numel()), scope.output)).flatten(1)
+    assert close(block(scope, 3).sigma, torch.linalg.svdvals(matrix)[:3], 1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
