@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import fx
 
-from stages.linear.affine import BatchNorm, Weighted
+from stages.linear.affine import BatchNorm, Weighted, channels
 from stages.linear.sites import Decision, Values
 from stages.linear.stream import Frozen
 
@@ -61,6 +61,7 @@ class Contributing:
     def __init__(self, frozen: Frozen) -> None:
         self.frozen = frozen
         self._folded = {n: conv for n in frozen.rules if (conv := _before(frozen, n)) is not None}
+        self._normed = set(self._folded.values())
         graph = frozen.graph
         if len(graph.calls[graph.output].shape or ()) != 2:
             raise ValueError("contributions are to a class score: the network must give (batch, classes)")
@@ -91,6 +92,7 @@ class Contributing:
         frozen, graph = self.frozen, self.frozen.graph
         env: Values = {graph.input: x, **graph.defaults}
         taps = []
+        biases: dict[fx.Node, torch.Tensor] = {}  # of convolutions whose batch norm is still to come
         for i, node in enumerate(frozen.nodes):
             rule = frozen.rules.get(node)
             if rule is None:
@@ -100,8 +102,13 @@ class Contributing:
                 with torch.no_grad():
                     decision = self._decision(node, env)
                     constant = rule.constant(site, env, decision)
+                    before = biases.pop(self._folded.get(node, node), None)
+                    if before is not None and constant is not None and isinstance(rule, BatchNorm):
+                        constant = constant + channels(rule.scale(site, env), site.source(env)) * before
                 env[node] = site.evaluate(env) if rule.jacobian else rule.affine(site, env, decision)
-                if constant is not None:
+                if constant is not None and node in self._normed:
+                    biases[node] = constant.detach()
+                elif constant is not None:
                     taps.append(Tap(self._name(node), constant.detach(), env[node]))
             frozen.release(i, env)
         found: torch.Tensor = env[graph.output]

@@ -56,7 +56,7 @@ _NUMBERS = {
 class ContributionsStage:
     """Measuring stage. Input: "network", an nn.Module in eval mode on the device. One backward a batch of images."""
 
-    version = 2
+    version = 3
     wants = "pixels"
 
     def __init__(self, config: ContributionsConfig) -> None:

@@ -1,7 +1,8 @@
 """Pixel discussions and votes: what each pixel has to say for each class (PROTOCOLS section 4).
 
-For class c: F_c^T * x0, plus the class row at every layer weighted by that layer's bias and taken back to the image,
-the whole scaled so that it sums to the score. Each pixel votes for the class it says most for.
+For class c: F_c^T * x0, plus the class row at every layer weighted by that layer's bias (a batch norm folded into the
+layer before it) and taken back to the image, the whole scaled so that it sums to the score. Each pixel votes for the
+class it says most for.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class VotesStage:
     An image is discussed alone, so it does not know its batch.
     """
 
-    version = 2
+    version = 3
     wants = "pixels"
 
     def __init__(self, config: VotesConfig) -> None:

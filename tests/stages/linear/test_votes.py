@@ -8,6 +8,7 @@ import pytest
 import torch
 from linear_cases import awake, close, image, network
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from stages.linear.contributions import Contributing
 from stages.linear.scope import LinearScope, freeze
@@ -57,6 +58,19 @@ def test_maps_sum_to_the_scores(name: str, scaling: str) -> None:
     talk = discussion(name, scaling=scaling)
     classes = range(talk.scores.shape[0])
     assert close(talk.maps(classes).sum(dim=(1, 2)), talk.scores, 1e-10)
+
+
+@pytest.mark.parametrize("bias", ["class", "literal"])
+def test_a_batch_norm_says_what_the_fused_layer_says(bias: str) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 5), nn.BatchNorm1d(5)]
+    net, x = awake(nn.Sequential(*parts, nn.ReLU(), nn.Linear(5, 4))), image()
+    conv, full = fuse_conv_bn_eval(net[0], net[1]), fuse_linear_bn_eval(net[4], net[5])
+    fused = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), full, nn.ReLU(), net[7]).eval()
+    said = [Discussion(Contributing(freeze(n, x)), x, bias=bias, scaling="none").maps(range(4)) for n in (net, fused)]
+    assert close(said[0], said[1])
+    both = [Contributing(freeze(n, x))(x) for n in (net, fused)]
+    assert close(both[0].layers, both[1].layers)
 
 
 def test_without_biases_a_map_is_row_times_image() -> None:
