@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pipeline.errors import UsageError
 from pipeline.models import ModelSpec
 from pipeline.provenance import config_digest
+from pipeline.redaction import has_password
 from pipeline.submission import DEFAULT_ADDRESS, JobServer, Submitted
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def submit(asked: Submission) -> tuple[Submitted, list[str]]:
     """Start the job on the cluster, or join the one that works on this run already; and what the user should know."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", asked.name or asked.job):
         raise UsageError(f"'{asked.name}' is no name for a job", where="--name", cure="use letters, digits, - and _")
-    server = JobServer(asked.address, insecure=asked.insecure)
     run = asked.run if "://" in asked.run else os.path.abspath(asked.run)
+    _refuse_passwords(run, asked.settings)
+    server = JobServer(asked.address, insecure=asked.insecure)
     command = [
         asked.python,
         "-m",
@@ -77,24 +79,36 @@ def submit(asked: Submission) -> tuple[Submitted, list[str]]:
     return found, [f"a job works on this run already{other}; joined it"]
 
 
+def _refuse_passwords(run: str, settings: JobConfig) -> None:
+    """The cluster shows a job's command and metadata to all who see its dashboard, and keeps its files."""
+    cure = "credentials come from the environment only"
+    if has_password(run):
+        raise UsageError("has a password in it", where=run, cure=cure)
+    for url in _texts(settings.model_dump(mode="json")):
+        if has_password(url):
+            raise UsageError("has a password in it", where=url, cure=cure)
+
+
 def _local_paths(asked: Submission, run: str) -> list[str]:
     """Paths are looked up on the cluster's machines: those of this one are named."""
     paths = [run] if "://" not in run else []
-    paths += sorted(set(_existing(asked.settings.model_dump(mode="json"))))
+    found = _texts(asked.settings.model_dump(mode="json"))
+    paths += sorted({text for text in found if os.path.isabs(text) and os.path.exists(text)})
     if not paths:
         return []
     return [f"paths, which every node must have (s3:// and gs:// are seen by all): {', '.join(paths)}"]
 
 
-def _existing(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value):
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a config."""
+    if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _existing(part)
+        for name, part in value.items():
+            yield from (*_texts(name), *_texts(part))
     elif isinstance(value, list):
         for part in value:
-            yield from _existing(part)
+            yield from _texts(part)
 
 
 def follow(address: str, id: str, *, insecure: bool = False) -> int:

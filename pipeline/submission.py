@@ -50,15 +50,16 @@ class JobServer:
 
     The token is RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, as for Ray itself.
 
-    UsageError: no http address; a token that would go over plain http to another machine, unless ``insecure``.
+    UsageError: no http(s) address; a token that would go over plain http to another machine, unless ``insecure``.
     RaylensError: nobody answers there, or the token is missing or wrong.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, insecure: bool = False) -> None:
         self.address = address.rstrip("/")
         token = auth_token()
+        _refuse_other_addresses(self.address)
         if token is not None and not insecure:
-            refuse_plain_http(self.address)
+            _refuse_plain_http(self.address)
         from ray.job_submission import JobSubmissionClient
 
         logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
@@ -177,16 +178,23 @@ def auth_token() -> str | None:
     return None
 
 
-def refuse_plain_http(address: str) -> None:
+def _refuse_other_addresses(address: str) -> None:
+    """UsageError for what Ray would take for something else: any cluster, a module to import, a host to wait for."""
+    with contextlib.suppress(ValueError):  # no port, half an IPv6 address
+        parts = urlsplit(address)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return
+    raise UsageError(
+        f"{redact_text(address)!r} is no address of a job server",
+        where="--address",
+        cure=f"write http://HOST:PORT, as in {DEFAULT_ADDRESS}",
+    )
+
+
+def _refuse_plain_http(address: str) -> None:
     """UsageError where a token sent to ``address`` could be read on the way."""
     parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(
-            f"{redact_text(address)!r} is no address of a job server",
-            where="--address",
-            cure=f"write http://HOST:PORT, as in {DEFAULT_ADDRESS}",
-        )
-    if parts.scheme == "http" and not _loopback(parts.hostname):
+    if parts.scheme == "http" and not _loopback(parts.hostname or ""):
         raise UsageError(
             f"the token would go over plain http to {parts.hostname}",
             where="--address",
@@ -259,7 +267,7 @@ def _told(address: str, id: str = "") -> Iterator[None]:
                 where=address,
                 cure="set RAY_AUTH_TOKEN, or copy the head's ~/.ray/auth_token to this machine",
             ) from error
-        if id and "404" in text:
+        if id and "status code 404" in text:
             raise UsageError(f"there is no job '{id}'", where=address, cure="'raylens jobs' lists them") from error
         if isinstance(error, OSError):
             raise RaylensError(

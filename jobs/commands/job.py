@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,10 @@ RunOption = Annotated[str | None, typer.Option("--run", metavar="URL", help="The
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field of the config; may be repeated.")
 ]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="STEP", help="This step and what it stands on; may be repeated.")
+]
+Label = Annotated[str | None, typer.Option(metavar="NAME", help="Your name for this setting, shown beside others.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do what would be refused for its size (see 'raylens plan').")]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Make the shards with failed rows again, quarantined keys too.")
@@ -62,6 +67,14 @@ def load(name: str, path: Path, sets: list[str]) -> tuple[Any, JobConfig]:
     module = importlib.import_module(JOBS[name][0])
     sys.path[:0] = [folder for folder in code_path(path) if folder not in sys.path]  # a user's module:function
     return module, check_file(getattr(module, JOBS[name][1]), path, values, sets)
+
+
+def as_sets(
+    label: str | None, address: str | None = None, allow_failed: float | None = None, mode: str | None = None
+) -> list[str]:
+    """Flags are settings, so they are checked and told in the same way."""
+    given = {"resources.address": address, "allow_failed": allow_failed, "resources.mode": mode, "label": label}
+    return [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
 
 
 def run_url(run: str | None, settings: JobConfig) -> str:

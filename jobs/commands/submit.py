@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from jobs.commands.job import JOBS, ConfigFile, RetryFailed, RunOption, Sets, Yes, code_path, load, run_url
+from jobs.commands.job import (
+    JOBS,
+    ConfigFile,
+    Label,
+    Only,
+    RetryFailed,
+    RunOption,
+    Sets,
+    Yes,
+    as_sets,
+    code_path,
+    load,
+    run_url,
+)
 
 ServerAddress = Annotated[str, typer.Option("--address", metavar="URL", help="The job server, as ray's dashboard.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Send the token over plain http to another machine.")]
@@ -31,6 +44,8 @@ def submit(
     ] = None,
     code: Annotated[str, typer.Option(metavar="auto|tree|installed", help="Which Raylens runs there.")] = "auto",
     python: Annotated[str, typer.Option(help="The Python of the head.")] = "python",
+    only: Only = None,
+    label: Label = None,
     retry_failed: RetryFailed = False,
     yes: Yes = False,
     insecure: Insecure = False,
@@ -40,10 +55,21 @@ def submit(
 
     env = environment_file(env_file) if env_file is not None else {}
     os.environ.update(env)  # the config's variables are resolved here
-    _, settings = load(job, config, list(sets or ()))
-    flags = tuple(flag for flag, given in (("--retry-failed", retry_failed), ("--yes", yes)) if given)
+    _, settings = load(job, config, [*(sets or ()), *as_sets(label)])
+    flags = [word for step in only or () for word in ("--only", step)]
+    flags += [flag for flag, given in (("--retry-failed", retry_failed), ("--yes", yes)) if given]
     asked = submission.Submission(
-        job, settings, run_url(run, settings), address, name, flags, env, code, code_path(config), python, insecure
+        job,
+        settings,
+        run_url(run, settings),
+        address,
+        name,
+        tuple(flags),
+        env,
+        code,
+        code_path(config),
+        python,
+        insecure,
     )
     submitted, notes = submission.submit(asked)
     for line in notes:
