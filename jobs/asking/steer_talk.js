@@ -31,6 +31,14 @@ const TASKS = {
   },
 };
 
+// A question's logits (Float32Array) -> in 0..1: standardised over the picture, then a sigmoid (stages/asking/agent.py).
+function questionOf(logits, sharpness) {
+  const mean = logits.reduce((sum, value) => sum + value, 0) / logits.length;
+  const variance = logits.reduce((sum, value) => sum + (value - mean) ** 2, 0) / logits.length;
+  const scale = sharpness / Math.sqrt(variance + 1e-6);
+  return logits.map((value) => 1 / (1 + Math.exp(-scale * (value - mean))));
+}
+
 class Talk {
   /** `sharpness`: of questions; `x`: Maps, what the network sees; `rgb`: Uint8Array, three bytes a pixel. */
   constructor(network, task, hints, sharpness, x, rgb) {
@@ -77,7 +85,7 @@ class Talk {
     const out = yield* this.network.forward(given);
     const y = new Maps(this.produced, height, width, out.values.slice(0, this.produced * this.pixels));
     before?.y.values.forEach((last, at) => (y.values[at] += last)); // a turn says by how much the last y changes
-    const question = out.plane(this.produced).map((value) => 1 / (1 + Math.exp(-this.sharpness * value)));
+    const question = questionOf(out.plane(this.produced), this.sharpness);
     const picture = this.picture(() => this.task.pixel(this.of(this.x), this.of(y)));
     this.turns.push({ y, question, picture, psnr: this.psnr(picture), ...told });
   }

@@ -15,15 +15,15 @@ from stages.asking.tasks import task_of
 from stages.asking.unet import UNet, UNetConfig
 
 WEIGHTS = "agent.safetensors"
-# An untrained network's questions have edges from the start; without it they stay all but flat for a long time, and
-# every answer is the mean of the whole picture.
-SHARPNESS = 10.0
+SHARPNESS = 2.0  # of a question, in standard deviations of its logits
+_FLAT = 1e-6  # added to the variance: logits that are all alike ask for everything alike
 
 
 class UNetAgent(nn.Module):
     """One turn of a task (stages.asking.paradigm.Agent); results are float32 under autocast too.
 
-    A turn says by how much the last y changes (at first: from 0), so that what earlier answers told is not lost.
+    A turn says by how much the last y changes (at first: from 0), so that what earlier answers told is not lost. A
+    question is the sigmoid of logits that are standardised over the picture (:func:`question_of`).
     """
 
     def __init__(self, task: Task, config: UNetConfig) -> None:
@@ -35,11 +35,22 @@ class UNetAgent(nn.Module):
         seen = torch.cat([x, question, hint, y], 1)
         out = self.body(seen.contiguous(memory_format=torch.channels_last))
         out = out if out.dtype == torch.float64 else out.float()
-        return y + out[:, : self.produced], (SHARPNESS * out[:, self.produced :]).sigmoid()
+        return y + out[:, : self.produced], question_of(out[:, self.produced :])
 
     def to_files(self) -> dict[str, bytes]:
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self.state_dict().items()}
         return {WEIGHTS: safetensors.torch.save(tensors)}
+
+
+def question_of(logits: Tensor) -> Tensor:
+    """[B, 1, H, W] -> in 0..1: always some places rather than others, whatever the logits' level and scale.
+
+    A plain sigmoid of photographs settles on asking about everything at once: the answer is then the mean of the whole
+    picture, every time, and questions that are near 1 everywhere hardly learn (tests/bench/RESULTS.md).
+    """
+    centred = logits - logits.mean((2, 3), keepdim=True)
+    deviation = (centred.square().mean((2, 3), keepdim=True) + _FLAT).sqrt()
+    return (SHARPNESS * centred / deviation).sigmoid()
 
 
 def new_agent(task: Task, config: UNetConfig, seed: int = 0) -> UNetAgent:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from asking_cases import ALL_TASKS, SMALL, pictures, small_agent
 from torch import Tensor
 
-from stages.asking.agent import UNetAgent, described, new_agent, trained_agent
+from stages.asking.agent import SHARPNESS, UNetAgent, described, new_agent, question_of, trained_agent
 from stages.asking.answers import truthful
 from stages.asking.colour import to_unit
 from stages.asking.paradigm import AnswerRule, Task, Turn, converse, own_question
@@ -33,7 +35,9 @@ def test_a_conversation_is_the_recursion_written_out(task: Task) -> None:
     q, c, y = torch.zeros(2, 1, 12, 10), torch.zeros(2, task.answered, 12, 10), torch.zeros(2, task.produced, 12, 10)
     for turn in turns:
         out = agent.body(torch.cat([x, q, c, y], 1).double())
-        y, q = y + out[:, : task.produced], 1 / (1 + torch.exp(-10 * out[:, task.produced :]))
+        logits = out[:, task.produced :]
+        logits = (logits - logits.mean((2, 3), True)) / (logits.var((2, 3), correction=0, keepdim=True) + 1e-6).sqrt()
+        y, q = y + out[:, : task.produced], 1 / (1 + torch.exp(-2 * logits))
         assert torch.allclose(turn.y, y, rtol=1e-12, atol=1e-12)
         assert torch.allclose(turn.question, q, rtol=1e-12, atol=1e-12)
         weight = q
@@ -193,6 +197,21 @@ def test_an_agent_comes_back_from_what_is_kept_of_it(name: str) -> None:
             trained_agent(other, agent.to_files())
     with pytest.raises(LookupError, match="there is no task 'sing': the tasks are natural, drawing, inpaint"):
         task_of({"name": "sing"})
+
+
+def test_a_question_prefers_places_whatever_the_level_and_scale_of_its_logits() -> None:
+    logits = torch.tensor([[0.0, 1.0], [2.0, 5.0]], dtype=torch.float64)[None, None]
+    deviation = math.sqrt(np.var([0, 1, 2, 5]) + 1e-6)
+    by_hand = [1 / (1 + math.exp(-SHARPNESS * (v - 2) / deviation)) for v in (0, 1, 2, 5)]
+    assert question_of(logits).flatten().tolist() == pytest.approx(by_hand, abs=1e-12)
+    both = question_of(torch.cat([logits, 100 + 7 * logits]))
+    torch.testing.assert_close(both[1], both[0], rtol=0, atol=1e-6)
+    flat = torch.full((1, 1, 3, 3), 4.0, requires_grad=True)
+    question = question_of(flat)
+    assert question.tolist() == torch.full((1, 1, 3, 3), 0.5).tolist()
+    question[0, 0, 1, 1].backward()
+    assert flat.grad is not None
+    assert flat.grad.isfinite().all()
 
 
 def test_an_agents_start_follows_from_its_seed() -> None:
