@@ -44,10 +44,9 @@ class Explorer {
     if (!this.held) this.point(card, side, y, x);
   }
 
-  /** A click holds a pixel, another one moves it, one on the held pixel lets go. */
+  /** A click holds a pixel, another one moves it, one for which the held pixel is shown lets go. */
   hold(card, side, y, x) {
-    const place = side === "input" ? card.parts?.column.place : card.parts?.row.place;
-    this.held = !(this.held && place?.y === y && place?.x === x);
+    this.held = !(this.held && card.shows(side, y, x));
     this.point(card, side, y, x);
     this.toolbar.tell();
   }
@@ -61,7 +60,7 @@ class Explorer {
 
   /** An arrow key on a picture: to the next stored pixel. */
   step(card, side, axis, forwards, many) {
-    if (!card.parts) return;
+    if (!card?.parts) return;
     const { picture, row, column } = card.parts;
     const [places, start] = side === "input" ? [picture.columns, column.place] : [picture.rows, row.place];
     const place = { ...start };
@@ -83,8 +82,14 @@ class Explorer {
   }
 
   probeAt(side, y, x) {
-    if (side === undefined && this.probe === undefined) return;
-    this.probe = side && { side, y, x };
+    this.probe = { side, y, x };
+    this.refresh();
+  }
+
+  /** A filter is no longer read. The other one may be by now: the focus goes after a tap has come. */
+  leave(side) {
+    if (this.probe?.side !== side) return;
+    this.probe = undefined;
     this.refresh();
   }
 

@@ -27,7 +27,7 @@ class NetworkCard {
     const probed = (side) => ({
       onpoint: (y, x) => explorer.probeAt(side, ...this.unzoomed(side, y, x)),
       onstep: (axis, forwards) => explorer.probeStep(this, side, axis, forwards),
-      onleave: () => explorer.probeAt(undefined),
+      onleave: () => explorer.leave(side),
     });
     const panels = {
       input: new Panel("Input", pointed("input")),
@@ -72,18 +72,31 @@ class NetworkCard {
     return `${this.shown.filters.folder}/${kind}`;
   }
 
+  /** The chosen channel, or the last one of a network that has fewer. */
+  channel(side) {
+    return Math.min(this.explorer.channels[side], this.shown.filters[side][0] - 1);
+  }
+
+  /** Is what is stored for a pixel what is drawn? Of a grid, the nearest stored pixel stands for it. */
+  shows(side, y, x) {
+    if (!this.parts) return false;
+    const { picture, row, column } = this.parts;
+    const [places, drawn] = side === "input" ? [picture.columns, column.place] : [picture.rows, row.place];
+    return places.nearest(drawn.channel, y, x).number === drawn.number;
+  }
+
   /** The row and the column to show for the explorer's point; undefined while something is on its way. */
   find() {
-    const { store, at, channels } = this.explorer;
+    const { store, at } = this.explorer;
     const picture = store.need(this.name("picture"));
     if (!picture) return undefined;
     const { input, output } = this.shown.filters;
     const [p, q] = [pixelAt(at, input), pixelAt(at, output)];
-    const column = picture.columns.nearest(channels.input, ...p);
-    const row = picture.rows.nearest(channels.output, ...q);
+    const column = picture.columns.nearest(this.channel("input"), ...p);
+    const row = picture.rows.nearest(this.channel("output"), ...q);
     const filters = {
-      row: this.filter(picture.rows, "rows", row, channels.input, input),
-      column: this.filter(picture.columns, "columns", column, channels.output, output),
+      row: this.filter(picture.rows, "rows", row, this.channel("input"), input),
+      column: this.filter(picture.columns, "columns", column, this.channel("output"), output),
     };
     if (!filters.row || !filters.column) return undefined;
     return { picture, ...filters };
@@ -124,10 +137,10 @@ class NetworkCard {
 
   drawPicture(which, filter, pointed, largest) {
     const { filters } = this.shown;
-    const { inPlace, channels } = this.explorer;
+    const { inPlace } = this.explorer;
     const panel = this.panels[which];
-    const picture = this.once(which, channels[which], () => {
-      return photograph(this.parts.picture[which], filters[which], filters.shown[which], channels[which]);
+    const picture = this.once(which, this.channel(which), () => {
+      return photograph(this.parts.picture[which], filters[which], filters.shown[which], this.channel(which));
     });
     put(panel.canvas, inPlace ? filterInPlace(picture, filter, largest) : picture);
     const patch = { kind: "patch", top: filter.top, left: filter.left, height: filter.height, width: filter.width };
@@ -156,7 +169,7 @@ class NetworkCard {
   drawResidual(colours) {
     const { filters } = this.shown;
     const [, height, width] = filters.output;
-    const channel = this.explorer.channels.output;
+    const channel = this.channel("output");
     const largest = this.explorer.residualLargest || 1;
     const panel = this.panels.residual;
     this.once("residual", `${channel} ${largest} ${colours.zero}`, () => {

@@ -12,7 +12,7 @@ function datum(value, digits) {
 class Panel {
   /**
    * `onpoint(y, x, event)`: the pixel under the mouse, or tapped. `onstep(axis, forwards, many)`: an arrow key.
-   * `onleave()`: the mouse has left, or the focus.
+   * `onleave()`: the mouse has left, or the focus. A finger that is lifted has not left: a tap is there to read by.
    */
   constructor(title, { onpoint, onstep, onleave, onhold } = {}) {
     this.canvas = make("canvas", { "aria-hidden": "true" });
@@ -41,7 +41,9 @@ class Panel {
     this.stage.addEventListener("click", (event) => {
       if (event.pointerType === "mouse") onhold?.(...this.pixel(event));
     });
-    this.stage.addEventListener("pointerleave", () => onleave?.());
+    this.stage.addEventListener("pointerleave", (event) => {
+      if (event.pointerType === "mouse") onleave?.();
+    });
     this.stage.addEventListener("blur", () => onleave?.());
     this.stage.addEventListener("keydown", (event) => {
       const step = STEPS[event.key];

@@ -80,7 +80,7 @@ class StripRow {
   panel(side, title) {
     const panel = new Panel(title, {
       onpoint: (y, x) => this.probe({ side, y, x }),
-      onleave: () => this.probe(undefined),
+      onleave: () => this.probed?.side === side && this.probe(undefined),
       onstep: (axis, forwards) => this.step(side, axis, forwards),
     });
     const [, height, width] = this.facts[side];

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from explorer_cases import chromium, drawn, make_run, network, opened, rows_of, write
+from torch import nn
 
 pytestmark = pytest.mark.browser
 
@@ -238,6 +240,26 @@ def test_a_tap_shows_a_pixel_on_a_phone(browser: Any, made: Made) -> None:
         until(page, "wide", (0, 5, 17), (0, 2, 8))
 
 
+def test_what_a_tap_reads_stays_when_the_finger_is_lifted(browser: Any, made: Made) -> None:
+    with opened(browser, made.path, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as page:
+        page.touchscreen.tap(*spot(canvas(page, "wide", "input"), 5, 5))
+        until(page, "wide", (0, 11, 11), (0, 5, 5))
+        for panel, place, (y, x) in (("row", (0, 11, 11), (4, 6)), ("column", (0, 5, 5), (12, 9))):
+            zoomed = canvas(page, "wide", panel)
+            top, left, *_ = window(zoomed)
+            page.touchscreen.tap(*spot(zoomed, y - top, x - left))
+            page.wait_for_function(FRAMES)
+            assert datum(page, "wide", panel, 0) == made.filter("wide", panel, place)[0, y, x]
+        chosen = page.locator(".strip article:has(h3:text('wide')) .chosen")
+        for nth, (vectors, side, (y, x)) in enumerate((("inputs", 12, (7, 2)), ("outputs", 24, (20, 3)))):
+            page.touchscreen.tap(*spot(chosen.locator("canvas").nth(nth), y, x))
+            page.wait_for_function(FRAMES)
+            told = chosen.locator(".readout").nth(nth)
+            assert told.inner_text().startswith(f"x {x}, y {y}:")
+            stored = made.rows["svd_wide"]["a.png"][vectors].reshape(3, side, side)
+            assert float(told.locator("data").get_attribute("value")) == stored[0, y, x]
+
+
 def test_a_click_holds_the_pixel_so_that_weights_can_be_read(browser: Any, made: Made) -> None:
     with opened(browser, made.path) as page:
         page.mouse.click(*spot(canvas(page, "wide", "input"), 5, 5))
@@ -342,6 +364,58 @@ def test_of_a_grid_the_nearest_stored_pixel_is_shown_channel_by_channel(browser:
         page.wait_for_function(FRAMES)
         expected = np.floor(255 * grid.picture("rgb", "input").astype(float) + 0.5).transpose(1, 2, 0)
         np.testing.assert_array_equal(pixels(canvas(page, "rgb", "input"))[..., :3], expected)
+
+
+def test_of_a_grid_a_click_that_shows_the_held_pixel_lets_go(browser: Any, grid: Made) -> None:
+    stored = grid.rows["filters_rgb"]["a.png"]["column_places"].reshape(-1, 3)
+    (y, x), away = stored[0, 1:].tolist(), stored[-1, 1:].tolist()
+    assert y > 0, "the corner is not stored, but stands for the first place that is"
+    with opened(browser, grid.path) as page:
+
+        def click(y: int, x: int, *, held: bool) -> None:
+            page.mouse.click(*spot(canvas(page, "rgb", "input"), y, x))
+            page.wait_for_function("held => !!document.querySelector('.hint.held') === held", arg=held)
+            page.wait_for_function(FRAMES)
+
+        click(0, 0, held=True)
+        page.wait_for_selector(f".panel.column canvas[data-place='0,{y},{x}']")
+        click(*away, held=True)
+        page.wait_for_selector(f".panel.column canvas[data-place='0,{away[0]},{away[1]}']")
+        click(0, 0, held=True)
+        click(0, 0, held=False)
+        page.mouse.move(*spot(canvas(page, "rgb", "input"), *away))
+        page.wait_for_selector(f".panel.column canvas[data-place='0,{away[0]},{away[1]}']")
+
+
+def test_a_network_of_fewer_channels_shows_its_last(browser: Any, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    colours = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.PixelShuffle(2)).eval()
+    made = Made(tmp_path, {"grey": network(0, kernel=3), "colours": colours})
+    with opened(browser, made.path) as page:
+        page.get_by_label("Output channel").select_option("blue")
+        page.mouse.move(*spot(canvas(page, "grey", "input"), 6, 4))
+        until(page, "grey", (0, 13, 9), (0, 6, 4))
+        until(page, "colours", (2, 13, 9), (0, 6, 4))
+        column = made.filter("grey", "column", (0, 6, 4))[0]
+        largest = float(page.locator(".legend").first.get_attribute("data-largest"))
+        equal(pixels(found := canvas(page, "grey", "column")), cut(column, window(found)), largest)
+        box = made.box("grey", "column", (0, 6, 4))
+        black, white = made.index["images"][0]["networks"][0]["filters"]["shown"]["output"]
+        base = np.clip((made.picture("grey", "output")[0].astype(float) - black) / (white - black), 0, 1)
+        np.testing.assert_array_equal(pixels(canvas(page, "grey", "output")), in_place(base, column, box, largest))
+        peak = max(np.abs(made.picture(n, "residual")).max() for n in ("grey", "colours"))
+        equal(pixels(canvas(page, "grey", "residual")), made.picture("grey", "residual")[0], peak)
+
+
+def test_without_a_network_there_is_nothing_to_step_through(browser: Any, made: Made) -> None:
+    with opened(browser, made.path, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as page:
+        until(page, "narrow", (0, 12, 12), (0, 6, 6))
+        for name in ("wide", "narrow"):
+            page.get_by_role("checkbox", name=name).uncheck()
+        page.get_by_role("button", name="One pixel up").tap()
+        page.get_by_role("checkbox", name="narrow").check()
+        page.get_by_role("button", name="One pixel up").tap()
+        until(page, "narrow", (0, 11, 13), (0, 5, 6))
 
 
 def test_the_strip_shows_the_singular_vectors_with_their_sigma(browser: Any, made: Made) -> None:
