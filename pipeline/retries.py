@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from pipeline.errors import RaylensError
 from pipeline.events import Events
 from pipeline.failures import ShardFate, Verdict
+from pipeline.key_table import KeyTable
 from pipeline.meters import Meters
 from pipeline.progress import Progress
 from pipeline.quarantine import read_quarantine, write_quarantine
 from pipeline.redaction import redact_urls
 from pipeline.remote_errors import last_line
-from pipeline.run import KeyTable
 from pipeline.spent import Spent
 from pipeline.storage import Folder, UnreachableError
 from pipeline.tasks import Shard, Task, Work

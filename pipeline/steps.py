@@ -17,7 +17,7 @@ from pipeline import images
 
 if TYPE_CHECKING:
     from pipeline.learnt import Learnt
-    from pipeline.train import Worker
+    from pipeline.train_worker import Worker
 
 Wants = Literal["pixels", "bytes", "records"]
 

@@ -25,7 +25,8 @@ from pipeline.remote_errors import told_cause
 from pipeline.room import Room
 from pipeline.signals import Stop
 from pipeline.storage import Folder, UnreachableError
-from pipeline.train import Channel, Material, Place, TrainingFunction, work
+from pipeline.train_part import Channel, Material, Place, work
+from pipeline.train_worker import TrainingFunction
 from pipeline.waiting import Patience, cluster_has
 
 FREE_RETRIES = 20  # lost workers in a row without a new checkpoint in between

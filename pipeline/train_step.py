@@ -19,7 +19,9 @@ from pipeline.remote_errors import told_cause
 from pipeline.run import Run
 from pipeline.signals import Stop
 from pipeline.steps import Job, Train
-from pipeline.train import Epoch, Material, train
+from pipeline.train import train
+from pipeline.train_part import Material
+from pipeline.train_worker import Epoch
 from pipeline.trainings import batch_wanted, epochs_wanted
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from pipeline import slices
 from pipeline.decode import Feeder, Prepared, Row, ThreadFeeder, prepare_row
 from pipeline.estimate import Measured
+from pipeline.key_table import KeyTable
 from pipeline.redaction import redact_urls
-from pipeline.run import KeyTable
 from pipeline.shards import Shards, parquet
 from pipeline.steps import row_schema
 from pipeline.storage import Folder

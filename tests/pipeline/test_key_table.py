@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.run import KeyTable, Run
+from pipeline.key_table import KeyTable
+from pipeline.run import Run
 from pipeline.steps import Source
 
 KEYS = 40_000  # ten row groups

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import run as runs
 from pipeline.errors import RaylensError, UsageError
 from pipeline.run import Run
 from pipeline.steps import Source
@@ -94,7 +93,7 @@ def test_an_unknown_split_is_told(run: Run) -> None:
 
 
 def test_rows_are_read_across_row_groups(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_ROW_GROUP", 4)
+    monkeypatch.setattr("pipeline.key_table._ROW_GROUP", 4)
     keys = run.freeze_keys("fit", source())
     whole = table().to_pylist()
     for lo, hi in [(0, 10), (0, 4), (3, 5), (4, 8), (9, 10), (5, 5), (2, 9), (0, 1)]:

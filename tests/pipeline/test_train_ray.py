@@ -16,7 +16,8 @@ from pipeline import train_ray
 from pipeline.errors import UsageError
 from pipeline.learnt import Learnt
 from pipeline.storage import Folder, UnreachableError
-from pipeline.train import Channel, Material, Worker
+from pipeline.train_part import Channel, Material
+from pipeline.train_worker import Worker
 
 CUT_OFF = RuntimeError("Connection closed by peer")
 KILLED = ray.exceptions.ActorDiedError()
@@ -85,7 +86,7 @@ def test_a_node_s_cores_are_shared_among_the_workers_on_it(
     met: list[tuple[int, int, int, int]] = []
     monkeypatch.setattr("ray.train.get_context", lambda: context)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(current_actor=None))
-    monkeypatch.setattr("pipeline.train.cpu_count", lambda: 12)
+    monkeypatch.setattr("pipeline.train_part.cpu_count", lambda: 12)
 
     def function(worker: Worker) -> Learnt:
         met.append((worker.rank, worker.world, worker.local_world, torch.get_num_threads()))
