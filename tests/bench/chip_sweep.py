@@ -27,6 +27,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pipeline.torch_in_use import full_float32
 from stages.chip.sweep import ChipSweep, SweepConfig
 from stages.preprocess import Preprocess
 
@@ -144,6 +145,7 @@ def first_layer(gates: int, times: int) -> dict[str, float]:
 
 
 def on_gpu(quick: bool) -> list[dict[str, Any]]:
+    full_float32()  # as the engine's workers: torch's own default would measure TF32
     device = torch.device("cuda")
     rows = []
     for precision in ("network", "bfloat16"):

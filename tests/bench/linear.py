@@ -32,6 +32,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pipeline.torch_in_use import full_float32
 from stages.linear.comb import Comb, Teeth
 from stages.linear.memory import frozen_bytes
 from stages.linear.networks.cyclegan import resnet_generator
@@ -184,6 +185,7 @@ def main() -> None:
     if options.cpu_time:
         _CLOCK[0] = time.process_time
     torch.set_num_threads(options.threads)
+    full_float32()  # as the engine's workers: on a GPU torch's own default would measure TF32
     device, quick = torch.device(options.device), options.quick
     side = options.side or (32 if quick else 64)
     torch.manual_seed(0)

@@ -29,6 +29,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from pipeline.torch_in_use import full_float32  # noqa: E402
 from stages.chip.sweep import ChipSweep, SweepConfig  # noqa: E402
 
 LAYERS = ("first_conv", "last_conv")
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("RAYLENS_TEST_DATA", ""))
     args = parser.parse_args()
     data = Path(args.data) if args.data else None
+    full_float32()  # as the engine's workers: on a GPU torch's own default would measure TF32
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, gates = (2, 10) if args.quick else (8, 25)
     result = {
