@@ -27,9 +27,10 @@ class Places:
     def __init__(self, resources: Resources) -> None:
         self._resources = self._kept = resources
         self._growth = Growth(joined=cluster.joined() is not None)
-        self._seen, self._had_gpus, self._on_cpus = False, False, False
+        self._seen = ""  # "cpu" where there were places for workers, "cuda" where some were on GPUs
+        self._measured_on_gpus = False
         self._shares = False  # CPUs with others
-        self._asked: float | None = None  # since when there has been nothing, so that GPUs were asked for
+        self._empty_since: float | None = None  # when GPUs were asked for, as there was nothing
         self._room: dict[str, float] | None = None
         self.slots: list[Slot] = []
 
@@ -46,8 +47,8 @@ class Places:
     def begin(self, measured: Sequence[Measured]) -> None:
         """A step begins; ``measured``: its micro-runs, if it had some before."""
         self._growth.begin()
-        self._kept, self._asked = self._resources, None
-        self._had_gpus = self._had_gpus or any(one.device == "cuda" for one in measured)
+        self._kept, self._empty_since = self._resources, None
+        self._measured_on_gpus = self._measured_on_gpus or any(one.device == "cuda" for one in measured)
 
     def look(self) -> None:
         """See what is there now. UsageError when there is no place and none can come."""
@@ -58,36 +59,37 @@ class Places:
             if not self._seen and self._growth.over:
                 raise
             self.slots = []  # every node is gone for the moment, or has not come yet: wait for others
-        if not self.slots and self._asked is None:
-            self._asked = time.monotonic()
-        self._await_gpus()
-        self._seen = self._seen or bool(self.slots)
-        self._on_cpus = self._on_cpus or bool(self.slots and not self.slots[0].gpus)
-        if self._growth.grows and self._on_cpus and not self._wants_gpus:
+        if not self.slots and self._empty_since is None:
+            self._empty_since = time.monotonic()
+        if self.slots and not self.slots[0].gpus:
+            self._await_gpus()
+        if self.slots and self._seen != "cuda":
+            self._seen = self.slots[0].device
+        if self._growth.grows and self._seen == "cpu" and not self._wants_gpus:
             # GPUs that come now come for somebody else; the next step looks anew.
             self._kept = dataclasses.replace(self._resources, gpus=0)
 
     @property
     def _wants_gpus(self) -> bool:
-        return self._resources.gpus != 0 and bool(self._resources.gpus or self._had_gpus)
+        if self._resources.gpus is not None:
+            return self._resources.gpus > 0
+        return self._seen == "cuda" or self._measured_on_gpus
 
     def _await_gpus(self) -> None:
         """CPUs that are there are not worked on where GPUs can come that are wanted, were there or were asked for."""
-        if any(slot.gpus for slot in self.slots):
-            self._had_gpus = True
-        elif self.slots and self._wants_gpus and self._growth.doubted:
+        if self._wants_gpus and self._growth.doubted:
             raise UsageError(
                 f"wants GPUs, but the cluster has none and no node came for {BROUGHT_S / 60:g} minutes",
                 where=cluster.joined() or "this machine",
                 cure="look at its nodes ('ray status'), or set resources.gpus to 0 for a run on its CPUs",
             )
-        elif self._growth.grows and (self._wants_gpus or self._expects_gpus):
+        if self._growth.grows and (self._wants_gpus or self._expects_gpus):
             self.slots = []
 
     @property
     def _expects_gpus(self) -> bool:
         """Whether GPUs were asked for a while ago: CPUs that come meanwhile came for others."""
-        lately = self._asked is not None and time.monotonic() - self._asked < BROUGHT_S
+        lately = self._empty_since is not None and time.monotonic() - self._empty_since < BROUGHT_S
         return lately and self._kept.gpus != 0
 
     def count_room(
