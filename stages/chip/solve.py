@@ -56,6 +56,12 @@ class SolveConfig:
             raise ValueError(f"lambda_rel = {self.lambda_rel}: it is a share of max|b|, 0 or more (0.01 is usual)")
         if not 1 <= self.over_relaxation < 2 or not self.rho_rel > 0 or not self.tolerance > 0:
             raise ValueError("over_relaxation lies in [1, 2), rho_rel and tolerance are positive")
+        if self.classes is not None and not self.classes:
+            raise ValueError("classes: the list is empty (leave it out for all classes)")
+        known = range(self.statistics.classes)
+        wrong = [c for c in self.classes or () if c not in known]
+        if wrong:
+            raise ValueError(f"classes: class {wrong[0]} does not exist, the network has classes 0 to {len(known) - 1}")
 
     @property
     def chooses(self) -> bool:

@@ -217,7 +217,13 @@ def test_the_summary_is_plain_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"solver": "cd"}, "admm, newton"), ({"lambda_rel": -1.0}, "lambda_rel"), ({"over_relaxation": 2.0}, "over_rel")],
+    [
+        ({"solver": "cd"}, "admm, newton"),
+        ({"lambda_rel": -1.0}, "lambda_rel"),
+        ({"over_relaxation": 2.0}, "over_rel"),
+        ({"classes": (1, 4)}, "class 4 does not exist, the network has classes 0 to 3"),
+        ({"classes": ()}, "classes: the list is empty"),
+    ],
 )
 def test_settings_that_make_no_sense_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
