@@ -108,7 +108,7 @@ def _require_answers(
         with torch.no_grad():
             found = cut(network.module, layers, torch.zeros(1, 3, *stage.preprocess.size))
         tables = {} if chip is None else {"solve": chip.load("cpu")}
-        setting = Setting(stage.layers, stage.signed, tables, stage.options)
+        setting = Setting(stage.layers, stage.signed, tables, stage.options, stage.preprocess)
         check({name: build_method(name, setting) for name in stage.methods}, found)
     except RaylensError:
         raise

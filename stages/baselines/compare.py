@@ -116,7 +116,7 @@ class Compare:
         with torch.no_grad():
             self.cut = cut(inputs["network"], layers, torch.zeros(1, 3, height, width, device=device))
         tables = {name: table for name, table in inputs.items() if name != "network"}
-        setting = Setting(config.layers, config.signed, tables, config.options)
+        setting = Setting(config.layers, config.signed, tables, config.options, config.preprocess)
         self.methods = {name: build(name, setting) for name in config.methods}
         check(self.methods, self.cut)
         self.device = device

@@ -23,19 +23,22 @@ import torch
 
 from stages.baselines.query import Query
 from stages.network import Cut
+from stages.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
 class Setting:
     """What methods are built from: the layers by role (first to last), and tables such as CHIP's "solve".
 
-    ``options`` are keyword arguments of methods by the method's name: ``{"lime": {"samples": 500}}``.
+    ``options`` are keyword arguments of methods by the method's name: ``{"lime": {"samples": 500}}``; ``preprocess``
+    is how images became the network's input, for methods that look at their colours.
     """
 
     layers: tuple[str, ...] = ("first_conv", "last_conv")
     signed: bool = False
     tables: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
 
     def layer(self, asked: str | None) -> str:
         if asked is None and not self.layers:
@@ -74,6 +77,7 @@ METHODS: dict[str, str] = {
     "lime": "stages.baselines.lime:Lime",
     "gfi": "stages.gfi.method:Gfi",
     "optimised_mask": "stages.baselines.optimised_mask:OptimisedMask",
+    "ft": "stages.baselines.frequency_tuned:FrequencyTuned",
 }
 
 
