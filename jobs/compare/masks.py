@@ -59,6 +59,8 @@ def _added(table: pa.Table, masks: Masks) -> pa.Table:
         found["masks"].append([_encoded(mask) for mask in drawn.values()])
         found["box_labels"].append(list(drawn))
         found["boxes"].append([box_of_mask(mask).tolist() for mask in drawn.values()])  # type: ignore[union-attr]
+    # An index draws its own objects: what the source says of how difficult its own are is not of these.
+    found["difficult"] = [None] * table.num_rows
     names = ["masks"] if masks.kind == "binary" else list(found)
     for name in names:
         at = table.schema.get_field_index(name)

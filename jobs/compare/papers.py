@@ -16,7 +16,7 @@ PAPERS: dict[str, tuple[str, str, tuple[tuple[str, str, float], ...], str]] = {
             ("Grad-CAM", "grad_cam", 56.47),
             ("CHIP", "chip", 51.45),
         ),
-        "The paper's network is Caffe's VGG16 (class errors 30.12 / 10.85 %): compare the order, not the values.",
+        "The paper: Caffe's VGG16 (class errors 30.12 / 10.85 %); compare the order, not the values.",
     ),
     "gfi-table-1": (
         "GFI, Table 1: localization error on ILSVRC val without the black-list",
@@ -30,7 +30,8 @@ PAPERS: dict[str, tuple[str, str, tuple[tuple[str, str, float], ...], str]] = {
             ("Real-time saliency", "real_time_saliency", 36.9),
             ("GFI", "gfi", 38.2),
         ),
-        "Its baselines are quoted from another paper on another network; real-time saliency needs a masking network "
+        "The paper: VGG-19, short side 224, centre crop; all but GFI are quoted there from another paper on another "
+        "network. CAM needs a network that ends in global average pooling; real-time saliency needs a masking network "
         "trained for the classifier and is not reproduced.",
     ),
     "gfi-pointing": (
@@ -42,7 +43,8 @@ PAPERS: dict[str, tuple[str, str, tuple[tuple[str, str, float], ...], str]] = {
             ("Grad-CAM", "grad_cam", 55.0),
             ("GFI", "gfi", 54.7),
         ),
-        "The paper's classifier is VGG-19 with a last layer trained on VOC; no tolerance, difficult included.",
+        "The paper: VGG-19 with a last layer trained on VOC. No tolerance, difficult objects included; center is the "
+        "middle pixel.",
     ),
 }
 
@@ -64,5 +66,5 @@ def sections(data: CompareReportData) -> list[Section]:
             Column("Paper", numeric=True, digits=1, unit="%"),
             Column("Ours", numeric=True, digits=1, unit="%"),
         ]
-        tables.append(Table(columns, [Group(body)], heading, note))
+        tables.append(Table(columns, [Group(body)], heading, f"{note} Ours: {data.network}, {data.frame}."))
     return [Section("Beside the papers", tables)]

@@ -82,7 +82,7 @@ def _table(data: CompareReportData) -> Section:
         columns.append(Column("Seconds", numeric=True, digits=3, best="min", unit="per image", help="one class asked"))
     body = [_table_row(data, m, shown) for m in data.methods]
     fixed = [_table_row(data, m, shown) for m in references if any(data.value(c.measure, m) for c in shown)]
-    groups = [Group(body), *([Group(fixed, "Boxes that look at nothing")] if fixed else [])]
+    groups = [Group(body), *([Group(fixed, "Boxes and points that look at nothing")] if fixed else [])]
     rules = {r["rule"] for m in data.methods for c in shown if (r := data.value(c.measure, m)) is not None}
     how = " · ".join(_RULES[rule] for rule in ("tuned", "halves") if rule in rules)
     note = "± is one standard error; the best of each column is bold." + (f" Localization: {how}." if how else "")
@@ -188,13 +188,7 @@ def _classes(data: CompareReportData) -> Section:
 
 
 def _what_ran(data: CompareReportData) -> Section:
-    height, width = data.preprocess.size
-    frame = (
-        f"the whole image squashed to {width}×{height}"
-        if data.preprocess.frame == "squash"
-        else f"centre crop of {width}×{height}; boxes are clipped to it"
-    )
-    facts = [("network", data.network), ("frame", frame)]
+    facts = [("network", data.network), ("frame", data.frame)]
     if data.seconds:
         facts.append(("timed on", data.device))
     columns = [

@@ -26,6 +26,7 @@ METHODS = {
     "occlusion": ("Occlusion", "#5a5f9e"),
     "lime": ("LIME", "#8fae3a"),
     "optimised_mask": ("Optimised mask", "#e07a8b"),
+    "ft": ("FT", "#3b3b3b"),
 }
 RULES = ("tuned", "halves", "fixed", "", "oracle")  # fairest first
 
@@ -60,6 +61,7 @@ COLUMNS = (
     MeasureColumn("insertion", "Insertion", "max"),
     MeasureColumn("attack_rank", "Rank corr. under FGSM", "max"),
     MeasureColumn("attack_error_change", "Error under FGSM", "min", 1, True, "points more"),
+    MeasureColumn("unanswered", "No answer", "min", 1, True, "% of images"),
 )
 
 Row = Mapping[str, Any]
@@ -90,6 +92,13 @@ class CompareReportData:
     classes: int = 20
     inclusive: bool = True
     in_input: bool = False
+
+    @property
+    def frame(self) -> str:
+        height, width = self.preprocess.size
+        if self.preprocess.frame == "squash":
+            return f"the whole image squashed to {width}×{height}"
+        return f"centre crop of {width}×{height}; boxes are clipped to it"
 
     def value(self, measure: str, method: str) -> Row | None:
         """The row of the fairest rule there is, over all classes."""

@@ -56,7 +56,8 @@ class GfiReportSection(Section):
     """What the page shows."""
 
     examples: int = Field(default=4, ge=1, le=20)  # images each of good, median and bad
-    paper: bool = False  # put the paper's Table 1 beside ours: only for VGG-19 on ILSVRC
+    # The paper's numbers beside ours: true is Table 1, for VGG-19 on ILSVRC; "pointing" is for VOC 2007 test.
+    paper: bool | Literal["pointing"] = False
 
 
 class GfiConfig(JobConfig):

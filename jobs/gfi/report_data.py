@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class GfiReportData:
     examples: Mapping[str, Sequence[tuple[Row, Row]]] = field(default_factory=dict)
     load: Callable[[Row], np.ndarray] | None = None
     classes: Sequence[str] = ()
-    paper: bool = False
+    paper: bool | Literal["pointing"] = False
     notes: Sequence[str] = ()
 
     def class_name(self, index: int | None) -> str:

@@ -15,9 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.compare import CompareJobConfig
+from jobs.compare import CompareJobConfig, papers
 from jobs.compare.inputs import read_objects, resolved
 from jobs.compare.masks import Masks, with_masks
+from jobs.compare.report import compare_page
+from jobs.compare.report_data import CompareReportData
 from jobs.config import check, load_config
 from jobs.demo.scenes import write_scenes
 from jobs.gfi import GfiConfig
@@ -29,6 +31,8 @@ from pipeline.run import Run
 from pipeline.shards import Shards
 from pipeline.sources.classes import read_classes
 from stages.metrics.masks import coco_mask
+from stages.metrics.truth import Frame
+from stages.preprocess import Preprocess
 
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = ["gradient", "grad_cam", "c_mwp", "lrp", "lime", "chip"]
@@ -199,6 +203,100 @@ def test_binary_and_index_masks_are_read_beside_the_images(tmp_path: Path) -> No
     assert row["box_labels"] == [1, 2]  # pixel 1 is class 0; 255 is none
     assert row["boxes"] == [[0, 0, 1, 1], [5, 4, 7, 5]]
     assert np.array_equal(coco_mask(row["masks"][1], 8, 6), index == 3)
+
+
+def write_voc(root: Path) -> dict[str, Any]:
+    """One image of two objects, one of them difficult, with its classes drawn: a cat, a dog, and what is neither."""
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages", "SegmentationClass"):
+        (root / folder).mkdir(parents=True)
+    (root / "ImageSets/Main/test.txt").write_text("000001\n")
+    thing = "<object><name>{}</name><difficult>{}</difficult><bndbox>{}</bndbox></object>"
+    corners = "<xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>6</ymax>"
+    things = thing.format("dog", 1, corners) + thing.format("cat", 0, corners)
+    size = "<size><width>8</width><height>6</height><depth>3</depth></size>"
+    (root / "Annotations/000001.xml").write_text(f"<annotation>{size}{things}</annotation>")
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(root / "JPEGImages/000001.jpg")
+    index = np.zeros((6, 8), np.uint8)
+    index[0:2, 0:2], index[4:, 5:], index[3, 3] = 8, 12, 255  # cat and dog are 7 and 11 of twenty, from 0
+    picture = Image.fromarray(index, mode="P")
+    picture.putpalette([c for i in range(256) for c in (i, 0, 0)])
+    picture.save(root / "SegmentationClass/000001.png")
+    return {"kind": "voc", "root": str(root), "image_set": "test"}
+
+
+def test_masks_of_voc_are_objects_of_their_own_none_of_them_difficult(tmp_path: Path) -> None:
+    split = source(parse_source(write_voc(tmp_path / "VOC2007")))
+    (row,) = split.list().to_pylist()
+    assert (row["box_labels"], row["difficult"]) == ([11, 7], [True, False])
+    masks = Masks(root=str(tmp_path / "VOC2007/SegmentationClass"), kind="index")
+    (row,) = with_masks(split, masks).list().to_pylist()
+    assert (row["box_labels"], row["boxes"]) == ([7, 11], [[0, 0, 1, 1], [5, 4, 7, 5]])
+    assert row["difficult"] is None
+    frame = Frame(Preprocess(size=(6, 8)), in_input=False)
+    assert frame.objects(row, {11}) == [1]
+    assert frame.mask(row, [1], 8, 6).sum() == 6
+    assert not frame.difficult(row, [0, 1]).any()
+
+
+def test_one_binary_mask_beside_the_boxes_of_voc_is_the_images(tmp_path: Path) -> None:
+    split = source(parse_source(write_voc(tmp_path / "VOC2007")))
+    (tmp_path / "binary").mkdir()
+    grey = np.zeros((6, 8), np.uint8)
+    grey[1:3, 2:5] = 255
+    Image.fromarray(grey).save(tmp_path / "binary/000001.png")
+    (row,) = with_masks(split, Masks(root=str(tmp_path / "binary"))).list().to_pylist()
+    assert (len(row["boxes"]), len(row["masks"]), row["difficult"]) == (2, 1, [True, False])
+    frame = Frame(Preprocess(size=(6, 8)), in_input=False)
+    for classes in ({7}, {11}, None):
+        assert np.array_equal(frame.mask(row, frame.objects(row, classes), 8, 6), grey > 127)
+
+
+def page_data(**more: Any) -> CompareReportData:
+    plain: dict[str, Any] = {
+        "run": "runs/x", "config": {}, "provenance": {}, "methods": ["gradient"], "network": "vgg16",
+        "preprocess": Preprocess(), "totals": [], "metrics": [], "seconds": {}, "device": "", "shown": [],
+        "load": None, "names": [], "truth_names": [],
+    }  # fmt: skip
+    return CompareReportData(**plain | more)
+
+
+def value(measure: str, method: str, share: float, rule: str = "") -> dict[str, Any]:
+    return {
+        "measure": measure, "method": method, "rule": rule, "class_id": None, "n": 40, "value": share, "se": 0.01,
+        "low": share - 0.02, "high": share + 0.02, "thresholds": [], "grid": [], "curve": [],
+    }  # fmt: skip
+
+
+def test_the_papers_tables_name_both_networks_and_frames() -> None:
+    page = compare_page(page_data(papers=["gfi-table-1", "chip-table-2"])).html()
+    assert "The paper: VGG-19, short side 224, centre crop" in page
+    assert page.count("Ours: vgg16, the whole image squashed to 224×224.") == 2
+
+
+def test_the_middle_of_the_image_stands_where_the_paper_has_its_centre() -> None:
+    metrics = [value("pointing_0", "gradient", 0.5), value("pointing_0", "center", 0.4875)]
+    (section,) = papers.sections(page_data(papers=["gfi-pointing"], metrics=metrics))
+    (table,) = section.blocks
+    rows = {row[0]: row[2] for group in table.groups for row in group.rows}
+    assert rows["Center"].value == pytest.approx(48.75)
+    assert rows["GFI"].value is None
+
+
+def test_methods_without_an_answer_have_a_column_of_their_own() -> None:
+    metrics = [value("pointing_0", "gradient", 0.5)]
+    assert "No answer" not in compare_page(page_data(metrics=metrics)).html()
+    assert "No answer" in compare_page(page_data(metrics=[*metrics, value("unanswered", "gradient", 0.1)])).html()
+
+
+def test_what_a_papers_table_asks_of_a_config_is_among_its_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ILSVRC", "VOC"):
+        monkeypatch.setenv(name, "/data")
+    never = {"cam", "real_time_saliency", "center"}  # VGG16 has no global pooling; not reproduced; always measured
+    for file in ("compare-ilsvrc", "compare-voc07"):
+        config = load_config(CompareJobConfig, ROOT / f"jobs/configs/{file}.yaml")
+        asked = {method for name in config.report.papers for _, method, _ in papers.PAPERS[name][2]}
+        assert asked
+        assert asked - never <= set(config.methods)
 
 
 def test_objects_are_found_by_name_or_number(tmp_path: Path) -> None:

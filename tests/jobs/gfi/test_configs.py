@@ -58,6 +58,8 @@ def test_they_ask_what_the_protocol_asks() -> None:
     assert stage.in_input
     assert config("gfi-voc07-pointing.yaml").stage_config(Preprocess()).recipe.delta == 10
     assert config("gfi-msra.yaml").stage_config(Preprocess()).recipe.steps == (10, 0)
+    assert "five detectors of that figure are not reproduced" in (FOLDER / "gfi-msra.yaml").read_text()
+    assert (table1.report.paper, config("gfi-voc07-pointing.yaml").report.paper) == (True, "pointing")
     assert config("gfi-adversarial.yaml").gfi.targets == ("label", "predicted")
 
 

@@ -73,6 +73,14 @@ def test_the_page_tells_the_whole_run(data: GfiReportData) -> None:
     assert frame in page
 
 
+def test_the_papers_numbers_stand_beside_the_measure_they_are_of(data: GfiReportData) -> None:
+    table1, pointing = "Table 1 (VGG-19; the others", "The paper (VGG-19 with a last layer trained on VOC)"
+    for paper, told in ((False, ()), (True, (table1,)), ("pointing", (pointing, "Grad-CAM", "54.7"))):
+        page = gfi_page(GfiReportData(**{**vars(data), "paper": paper})).html()
+        assert [t in page for t in (table1, pointing)] == [t in told for t in (table1, pointing)]
+        assert all(t in page for t in told)
+
+
 def test_an_unfinished_run_says_what_is_missing(data: GfiReportData) -> None:
     bare = GfiReportData("runs/x", {}, {}, {}, GfiConfig(), [StepTotals("gfi", "eval", 9, 3)])
     page = gfi_page(bare).html()
