@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long a busy machine takes for an example tells nothing.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a session started here has; read when Ray is imported
 if "RAY_AUTH_TOKEN_PATH" not in os.environ:  # without one Ray writes one to the home folder
@@ -59,7 +66,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySession
         assert address, f"Ray did not start: {log.read_text()}"
         yield replace(session, address=address)
     finally:
-        head.communicate(timeout=60)
+        _end(head)
 
 
 def _address(head: subprocess.Popen[str], log: Path) -> str:
@@ -74,13 +81,46 @@ def _address(head: subprocess.Popen[str], log: Path) -> str:
         time.sleep(0.1)
 
 
+def _end(head: subprocess.Popen[str]) -> None:
+    """Let it shut Ray down, which a busy machine may not do in a minute: then what it started goes with it."""
+    try:
+        head.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        _kill_family(head)
+
+
+@pytest.fixture(scope="session")
+def kill_family() -> Callable[[subprocess.Popen[Any]], None]:
+    return _kill_family
+
+
+def _kill_family(process: subprocess.Popen[Any]) -> None:
+    """A process that started Ray, and all that is Ray's; asked politely that takes half a minute."""
+    import ray  # noqa: F401 - brings psutil
+    import psutil  # isort: skip
+
+    family = [process]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family += psutil.Process(process.pid).children(recursive=True)
+    for each in family:
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            each.kill()
+    process.wait(30)
+
+
 @pytest.fixture(scope="module")
 def joined(ray_session: RaySession) -> Iterator[RaySession]:
     """This process is a driver of that session, and imports from its folder as its workers do."""
     import ray
 
-    ray.shutdown()
-    ray.init(address=ray_session.address, log_to_driver=False, logging_level="ERROR")
+    for left in (3, 2, 1, 0):  # tries: a busy machine may not answer in time
+        ray.shutdown()
+        try:
+            ray.init(address=ray_session.address, log_to_driver=False, logging_level="ERROR")
+            break
+        except Exception:  # Ray raises a bare one
+            if not left:
+                raise
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ray_session.modules))
         patch.setenv("PYTHONPATH", ray_session.path)  # of the processes that tests start

@@ -42,13 +42,10 @@ def free_ports() -> Callable[[int], list[int]]:
     return _free_ports
 
 
-@pytest.fixture(scope="session")
-def kill_family() -> Callable[[subprocess.Popen[bytes]], None]:
-    return _kill
-
-
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(
+    tmp_path_factory: pytest.TempPathFactory, kill_family: Callable[[subprocess.Popen[bytes]], None]
+) -> Iterator[Head]:
     python = Path(sys.executable)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
@@ -76,13 +73,13 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
         if up := _comes_up(process, f"{address}/api/version"):
             break
-        _kill(process)
+        kill_family(process)
     try:
         assert up, log.read_text()
         metrics = f"http://127.0.0.1:{ports['metrics-export-port']}/metrics"
         yield Head(address, environment, metrics, f"127.0.0.1:{ports['port']}")
     finally:
-        _kill(process)
+        kill_family(process)
 
 
 def _comes_up(process: subprocess.Popen[bytes], url: str) -> bool:
@@ -92,20 +89,6 @@ def _comes_up(process: subprocess.Popen[bytes], url: str) -> bool:
             return True
         time.sleep(0.2)
     return False
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The head and all it started, which asked politely takes half a minute."""
-    import ray  # noqa: F401 - brings psutil
-    import psutil  # isort: skip
-
-    family = [process]
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family += psutil.Process(process.pid).children(recursive=True)
-    for each in family:
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            each.kill()
-    process.wait(30)
 
 
 def _answers(url: str) -> bool:

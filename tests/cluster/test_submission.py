@@ -14,16 +14,18 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from jobs import submit
 from jobs.chip import ChipConfig
+from jobs.cli import app
 from jobs.config import check
-from pipeline.errors import UsageError
+from pipeline.errors import RaylensError, UsageError
 from pipeline.options import Resources
 from pipeline.status import status
-from pipeline.submission import JobServer, environment_file, refuse_plain_http
+from pipeline.submission import JobServer, environment_file
 
-pytestmark = pytest.mark.timeout(900)  # starts Ray, which a busy machine may do only at the third try
+pytestmark = pytest.mark.timeout(1800)  # starts Ray, which a busy machine may do only at the third try
 
 ROOT = Path(__file__).resolve().parents[2]
 BOXES = {"bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0, "segmentation": [[1, 2, 4, 2, 4, 6]]}
@@ -50,7 +52,7 @@ def coco_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def raylens(head, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "jobs.cli", *map(str, words), "--address", head.address]
     environment = {**head.environment, **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_job_runs_there_and_again_it_is_resumed(head, coco_config: Path, tmp_path: Path) -> None:
@@ -134,8 +136,9 @@ def test_an_interruption_leaves_the_job_running_and_a_second_submission_joins_it
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", head.environment["RAY_AUTH_TOKEN"])
     server = JobServer(head.address)
-    waits = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"]
-    job = server.submit(waits, str(tmp_path), name="waits", config="c", files=tmp_path, modules=[], env={})
+    program = "import time, pipeline; print('of', pipeline.__file__); print('begun', flush=True); time.sleep(600)"
+    waits, tree = [sys.executable, "-c", program], submit._modules("tree")
+    job = server.submit(waits, str(tmp_path), name="waits", config="c", files=tmp_path, modules=tree, env={})
     again = server.submit(waits, str(tmp_path), name="waits", config="d", files=tmp_path, modules=[], env={})
     assert (again.id, again.config) == (job.id, "c")
     program = f"from jobs.submit import follow; raise SystemExit(follow({head.address!r}, {job.id!r}))"
@@ -148,7 +151,9 @@ def test_an_interruption_leaves_the_job_running_and_a_second_submission_joins_it
         bufsize=1,
     )
     assert following.stdout is not None
-    assert any("begun" in line for line in following.stdout)
+    said = list(iter(following.stdout.readline, "begun\n"))
+    (place,) = [line.split()[1] for line in said if line.startswith("of ")]
+    assert "/py_modules_files/" in place, "another Raylens than the one that was uploaded"
     following.send_signal(signal.SIGINT)
     _, err = following.communicate(timeout=60)
     assert following.returncode == 130
@@ -162,6 +167,55 @@ def test_an_interruption_leaves_the_job_running_and_a_second_submission_joins_it
     assert server.job(job.id).status == "STOPPED"
     with pytest.raises(UsageError, match="there is no job 'nobody'"):
         server.job("nobody")
+
+
+def test_a_job_that_is_stopped_finishes_its_slice_and_submitted_again_it_goes_on(
+    head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", head.environment["RAY_AUTH_TOKEN"])
+    server, run = JobServer(head.address), tmp_path / "run"
+
+    def submitted(pause_s: float) -> str:
+        toy = ["toys.py", str(run), json.dumps({"keys": 200, "pause_s": pause_s}), '{"shard_rows": 24}']
+        files, tree = ROOT / "tests/faults", submit._modules("tree")
+        return server.submit(
+            [sys.executable, *toy], str(run), name="toy", config="", files=files, modules=tree, env={}
+        ).id
+
+    def ended(id: str, status: str) -> None:
+        end = time.monotonic() + 600
+        while not (job := server.job(id)).over:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert job.status == status, job.message
+
+    def receipts() -> dict[str, int]:
+        return {file.name: file.stat().st_mtime_ns for file in run.glob("measure/all/receipts/*.json")}
+
+    first = submitted(0.4)
+    while not receipts():
+        assert not server.job(first).over
+        time.sleep(0.1)
+    assert raylens(head, "stop", first).stdout == f"{first} is being stopped\n"
+    ended(first, "STOPPED")
+    before = receipts()
+    assert 1 <= len(before) < 9
+    assert not (run / "lock.json").exists(), "it did not leave in good order"
+    ended(submitted(0.0), "SUCCEEDED")
+    after = receipts()
+    assert len(after) == 9
+    assert {name: after[name] for name in before} == before, "committed shards were made again"
+
+
+def test_rays_own_command_submits_a_job_too(head, coco_config: Path, tmp_path: Path) -> None:
+    environment = {"env_vars": {"ANNOTATIONS": str(coco_config.with_name("instances.json"))}}
+    command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", head.address]
+    command += ["--runtime-env-json", json.dumps(environment), "--"]
+    command += ["raylens", "coco", str(coco_config), "--run", str(tmp_path / "run")]
+    told = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=600, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert f"run folder {tmp_path / 'run'}" in told.stdout
+    assert status(str(tmp_path / "run")).complete
 
 
 class Tails:
@@ -192,24 +246,109 @@ def test_a_broken_connection_shows_nothing_twice_and_loses_nothing(monkeypatch: 
     assert "".join(shown) == "one\ntwo\nthree\n"
 
 
+class Refuses:
+    """A client whose every answer is one that fails."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+
+    def get_job_info(self, id: str) -> None:
+        raise RuntimeError(self.said)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "told"),
+    [
+        ("Request failed with status code 404: chip-40 is not there", UsageError, "there is no job 'chip-40404'"),
+        ("Request failed with status code 500: chip-40404 cannot be asked", RaylensError, "the job server refuses"),
+    ],
+)
+def test_a_job_is_missing_where_the_server_says_so_whatever_its_id(
+    said: str, kind: type[RaylensError], told: str
+) -> None:
+    server = JobServer.__new__(JobServer)
+    server.address, server._client = "http://127.0.0.1:1", Refuses(said)
+    with pytest.raises(RaylensError, match=told) as caught:
+        server.job("chip-40404")
+    assert type(caught.value) is kind
+
+
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses for which Ray's client was made; it connects to nothing."""
+    made: list[str] = []
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda address, headers: made.append(address))
+    return made
+
+
+@pytest.fixture(params=["secret", ""], ids=["with a token", "without"])
+def token(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", request.param)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere")
+    return request.param
+
+
 @pytest.mark.parametrize("address", ["http://10.0.0.7:8265", "http://head.example.org:8265"])
-def test_a_token_does_not_go_over_plain_http_to_another_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    with pytest.raises(UsageError, match="plain http") as caught:
+def test_a_token_does_not_go_over_plain_http_to_another_machine(address: str, token: str, clients: list[str]) -> None:
+    if token:
+        with pytest.raises(UsageError, match="plain http") as caught:
+            JobServer(address)
+        assert "--insecure" in str(caught.value)
+        assert "secret" not in str(caught.value)
+        assert clients == []
+        JobServer(address, insecure=True)
+    else:
         JobServer(address)
-    assert "--insecure" in str(caught.value)
-    assert "secret" not in str(caught.value)
+    assert clients == [address]
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "http://localhost:1", "http://[::1]:1", "https://a.org"])
-def test_a_tunnel_and_https_are_fine(address: str) -> None:
-    refuse_plain_http(address)
+def test_a_tunnel_and_https_are_fine(address: str, token: str, clients: list[str]) -> None:
+    JobServer(address)
+    assert clients == [address]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://head:10001", "auto"])
-def test_what_is_no_job_server_is_refused(address: str) -> None:
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:8265", "ray://head:10001", "auto", "this://x", "http://", "http://[::1", "http://h:port"]
+)
+@pytest.mark.parametrize("insecure", [False, True])
+def test_what_is_no_job_server_is_refused(address: str, insecure: bool, token: str, clients: list[str]) -> None:
     with pytest.raises(UsageError, match="no address of a job server"):
-        refuse_plain_http(address)
+        JobServer(address, insecure=insecure)
+    assert clients == []
+
+
+PASSWORD = "s3cr3t-never-sent"
+
+
+@pytest.mark.parametrize("place", ["run", "weights"])
+def test_addresses_with_passwords_go_nowhere(tmp_path: Path, clients: list[str], place: str) -> None:
+    url = f"s3://key:{PASSWORD}@bucket/x"
+    model = {"name": "resnet18", "weights": f"{url}.pth" if place == "weights" else "DEFAULT"}
+    values = {"model": model, "data": {"fit": {"kind": "folder", "root": str(tmp_path)}}}
+    settings = check(ChipConfig, values, where="test")
+    with pytest.raises(UsageError, match="has a password in it") as caught:
+        submit.submit(submit.Submission("chip", settings, url if place == "run" else str(tmp_path)))
+    assert PASSWORD not in str(caught.value)
+    assert clients == []
+
+
+def test_steps_and_labels_are_submitted_as_they_are_run(
+    coco_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[submit.Submission] = []
+
+    def submitted(what: submit.Submission) -> tuple[SimpleNamespace, list[str]]:
+        asked.append(what)
+        return SimpleNamespace(id="coco-1", status="PENDING"), []
+
+    monkeypatch.setattr(submit, "submit", submitted)
+    monkeypatch.setenv("ANNOTATIONS", str(tmp_path))
+    words = ["submit", "coco", str(coco_config), "--run", str(tmp_path), "--no-follow", "--yes"]
+    told = CliRunner().invoke(app, [*words, "--only", "filter", "--only", "kept", "--label", "a=b, again"])
+    assert (told.exit_code, told.stdout) == (0, "coco-1 pending\n"), told.output
+    assert asked[0].flags == ("--only", "filter", "--only", "kept", "--yes")
+    assert asked[0].settings.label == "a=b, again"
 
 
 def test_a_file_of_variables(tmp_path: Path) -> None:
