@@ -106,8 +106,8 @@ class Graph:
             )
         if not bool(expected.isfinite().all()):
             raise ValueError(
-                f"{type(self.module).__name__} gives numbers that are not finite for plain noise: its weights hold NaN or "
-                "infinity, or overflow this precision"
+                f"{type(self.module).__name__} gives numbers that are not finite for plain noise: its weights hold NaN "
+                "or infinity, or overflow this precision"
             )
         scale = expected.abs().max().clamp_min(1e-30)
         if not bool(((got - expected).abs().max() / scale) < 1e-4):
