@@ -14,6 +14,7 @@ from jobs.chip.config import ChipConfig, SolveSection
 from jobs.chip.network import network_cut
 from jobs.sections import source
 from pipeline.engine import Outcome, execute
+from pipeline.errors import UsageError
 from pipeline.inputs import NetworkInput
 from pipeline.options import Options
 from pipeline.preview import StepEstimate
@@ -44,7 +45,10 @@ def build(config: ChipConfig) -> Job:
         sigma2=solve.sigma2,
         holdout=solve.holdout,
     )
-    chosen = SolveConfig(**solve_fields(statistics, solve))
+    try:
+        chosen = SolveConfig(**solve_fields(statistics, solve))
+    except ValueError as error:  # classes, which only the network knows
+        raise UsageError(str(error), where="solve") from error
     steps: list[Step] = [
         Measure("sweep", ChipSweep(config.sweep_config(preprocess)), ("fit",), {"network": network}),
         Reduce("statistics", ChipStatistics(statistics), "sweep"),

@@ -167,6 +167,12 @@ def test_an_affordable_job_lists_its_images_once(values: dict[str, Any], tmp_pat
     assert listed == 1
 
 
+def test_classes_that_the_network_does_not_have_are_a_mistake_of_the_config(values: dict[str, Any]) -> None:
+    config = check(chip.ChipConfig, values | {"solve": {"classes": [3, 10]}}, where="test")
+    with pytest.raises(UsageError, match="solve: classes: class 10 does not exist, the network has classes 0 to 9"):
+        chip.build(config)
+
+
 def test_statistics_state_counts_the_same_entries() -> None:
     """The panels whose operations are counted are those the reduction holds: 16 bytes for each, fit and held out."""
     config = StatisticsConfig(layers=("l",), channels=(200,), classes=1, gates=1, shared_gates=True)
