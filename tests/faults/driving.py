@@ -26,6 +26,7 @@ from pipeline.worker import Worker
 HERE = Path(__file__).parent
 PATH = os.pathsep.join([str(HERE), str(HERE.parents[1])])  # the toys, and the tree they lie in
 SHARD_ROWS = 24  # three slices of eight
+NOT_REACHED = "Ray could not be reached or started"  # as the engine says it
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -66,12 +67,17 @@ def wait_for(what: Callable[[], Any], seconds: float = 180.0) -> Any:
     return found
 
 
-def patiently(begin: Callable[[], Any], tries: int = 4) -> Any:
-    """What it gives: Ray gives up where a machine is too busy to start it in half a minute."""
+def patiently(begin: Callable[[], Any], tries: int = 4, only: str = "") -> Any:
+    """What it gives: Ray gives up where a machine is too busy to start it in half a minute.
+
+    ``only``: words of the error that is worth another try.
+    """
     for _ in range(tries - 1):
         try:
             return begin()
-        except Exception as error:  # noqa: BLE001 - Ray raises a bare one
+        except Exception as error:  # Ray raises a bare one
+            if only not in str(error):
+                raise
             print(f"Ray did not start ({str(error).splitlines()[0][:80]}); once more")
             ray.shutdown()
     return begin()

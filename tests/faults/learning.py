@@ -147,13 +147,14 @@ def job(epochs: int = 6, keys: int = 40, train_only: bool = False, **config: Any
 
 def main() -> int:
     """A driver: ``python learning.py RUN '{"epochs": 3}' '{"train_workers": 1}'``."""
+    from driving import NOT_REACHED, patiently
+
     from pipeline.errors import RaylensError
 
     try:
-        outcome = engine.execute(
-            job(**json.loads(sys.argv[2])),
-            sys.argv[1],
-            options.Options(resources=options.Resources(**json.loads(sys.argv[3]))),
+        asked = options.Options(resources=options.Resources(**json.loads(sys.argv[3])))
+        outcome = patiently(
+            lambda: engine.execute(job(**json.loads(sys.argv[2])), sys.argv[1], asked), only=NOT_REACHED
         )
     except RaylensError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 QUIET = Options(resources=Resources(shard_rows=24), say=lambda _: None)
 
 
-def begin(run: Path, address: str, **config: float) -> subprocess.Popen[str]:
+def begin(run: Path, address: str, **config: float | str) -> subprocess.Popen[str]:
     """A driver that has committed a shard and is in the midst of the others."""
     driver = start(run, {"keys": 200, **config}, {"address": address})
     wait_for(lambda: receipts(run) >= 1 or driver.poll() is not None)
@@ -64,7 +64,9 @@ def test_sigterm_finishes_the_slice_in_hand_and_leaves_in_time(
     cluster: str, tmp_path: Path, undisturbed: pa.Table
 ) -> None:
     run = tmp_path / "run"
-    driver = begin(run, cluster, pause_s=0.4)
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    driver = begin(run, cluster, pause_s=0.4, fault="seen", markers=str(seen))
     asked = time.monotonic()
     driver.send_signal(signal.SIGTERM)
     _, err = driver.communicate(timeout=200)
@@ -73,6 +75,8 @@ def test_sigterm_finishes_the_slice_in_hand_and_leaves_in_time(
     assert "run the same command again to resume" in err
     assert "Traceback" not in err
     assert 1 <= receipts(run) < 9
+    slices = {kind: {file.name.partition("-")[2] for file in seen.glob(f"{kind}-*")} for kind in ("began", "ended")}
+    assert slices["began"] == slices["ended"] != set()
     assert not (run / "lock.json").exists()
     assert execute(toy_job(200), str(run), QUIET).exit_code == 0
     assert rows_of(run).equals(undisturbed)

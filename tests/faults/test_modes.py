@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(900)  # starts Ray, which a busy machine may do
 
 def test_one_cpu_of_a_cluster_that_the_driver_starts_itself(tmp_path: Path, undisturbed: pa.Table) -> None:
     driver = start(tmp_path / "run", {"keys": 200}, {"cpus": 1, "mode": "inline"})
-    out, err = driver.communicate(timeout=200)
+    out, err = driver.communicate(timeout=600)
     assert driver.returncode == 0, err
     assert told(out)["totals"]["measure"] == {"ok": 200, "filtered": 0, "failed": 0}
     assert rows_of(tmp_path / "run").equals(undisturbed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from driving import PATH, patiently, rows_of
+from driving import PATH, patiently, rows_of, wait_for
 from toys import Sum, SumConfig, toy_job
 
 from pipeline import plan as plans
@@ -48,7 +48,7 @@ def test_decoding_apart_from_computing(one_gpu: None, tmp_path: Path, undisturbe
 
 
 def taking(**resources: float) -> Any:
-    """Somebody else's actor that holds these resources."""
+    """Somebody else's actor that holds all there is of these resources, and Ray knows it."""
     import ray
 
     class Greedy:
@@ -57,6 +57,8 @@ def taking(**resources: float) -> Any:
 
     hog = ray.remote(Greedy).options(**resources).remote()
     ray.get(hog.ready.remote())
+    taken = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    wait_for(lambda: not any(ray.available_resources().get(taken[name]) for name, held in resources.items() if held))
     return hog
 
 

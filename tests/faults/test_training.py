@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driving import start
+from driving import start, wait_for
 from learning import Line, LineConfig, job
 
 from pipeline.engine import execute
@@ -25,7 +25,7 @@ from pipeline.storage import Folder
 from pipeline.train import train
 from pipeline.verify import verify
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def options(**resources: Any) -> Options:
@@ -182,6 +182,7 @@ def test_workers_that_cannot_be_placed_are_told_of_instead_of_waited_for_in_sile
 
     hog = Greedy.remote()
     ray.get(hog.ready.remote())
+    wait_for(lambda: not ray.available_resources().get("CPU"))
     stop, said = Stop(), []
 
     def say(line: str) -> None:

@@ -46,7 +46,7 @@ class ToyConfig:
 
 class Toy:
     """Rows are hashes of keys. ``fault`` kills the worker once (mid-shard, before or after a receipt), hangs it
-    once, or turns its clock."""
+    once, or turns its clock; "seen" only marks each slice at its begin and its end."""
 
     version = 1
     wants = "records"
@@ -75,7 +75,7 @@ class Toy:
         return prepared
 
     def setup(self, device: Any, inputs: Any) -> None:
-        self.calls = 0
+        self.calls, self.armed = 0, False
         if self.config.net:
             import torch
 
@@ -105,6 +105,11 @@ class Toy:
 
             storage.Folder.create = killed  # type: ignore[method-assign]
 
+    def begin(self) -> None:
+        """Of a shard. The micro-run, which takes as many slices as it needs on this machine, meets no fault."""
+        if not self.armed:
+            self.calls, self.armed = 0, True
+
     def once(self, what: str) -> None:
         if self.first(what):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -117,16 +122,19 @@ class Toy:
         return True
 
     def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        self.calls += 1
+        slice_of_worker = f"{os.getpid()}-{self.calls}"
+        if self.config.fault == "seen" and self.armed:
+            self.first(f"began-{slice_of_worker}")
         if self.config.pause_s:
             time.sleep(self.config.pause_s)
-        self.calls += 1
         if self.config.fault == "clock":
             jump = (-1) ** self.calls * 1e9
             time.time = lambda: _true_time() + jump
-        if self.config.fault == "mid-shard" and self.calls == 6:  # past the micro-run, within a shard of three slices
+        if self.config.fault == "mid-shard" and self.armed and self.calls == 5:  # in the midst of its second shard
             self.once(f"mid-{len(list(Path(self.config.markers).iterdir())) % 3}")
         keys = [key for key, valid in zip(batch["key"], batch["valid"], strict=True) if valid]
-        if self.config.fault == "hang" and "000150" in keys and self.first("hung"):
+        if self.config.fault == "hang" and self.armed and "000150" in keys and self.first("hung"):
             time.sleep(3600)
         for key in keys if not self.config.mended else ():
             if key in self.config.poison:
@@ -140,6 +148,8 @@ class Toy:
 
             with torch.inference_mode():
                 vectors = list(self.net(torch.from_numpy(batch["noise"])).numpy()[batch["valid"]])
+        if self.config.fault == "seen" and self.armed:
+            self.first(f"ended-{slice_of_worker}")
         return [{"number": number(key), "vector": vector} for key, vector in zip(keys, vectors, strict=True)]
 
 
@@ -211,6 +221,8 @@ def main() -> int:
     """A driver: ``python toys.py RUN '{"keys": 200, "fault": "mid-shard"}' '{"cpus": 2}'``."""
     import json
 
+    from driving import NOT_REACHED, patiently
+
     from pipeline.errors import RaylensError
 
     config, resources = json.loads(sys.argv[2]), json.loads(sys.argv[3])
@@ -218,9 +230,8 @@ def main() -> int:
         if name in config:
             config[name] = tuple(config[name])
     try:
-        outcome = engine.execute(
-            toy_job(**config), sys.argv[1], options.Options(resources=options.Resources(**resources))
-        )
+        asked = options.Options(resources=options.Resources(**resources))
+        outcome = patiently(lambda: engine.execute(toy_job(**config), sys.argv[1], asked), only=NOT_REACHED)
     except RaylensError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

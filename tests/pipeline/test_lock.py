@@ -77,7 +77,7 @@ def test_live_owner_on_this_machine_is_refused_at_once_by_name(tmp_path: Path) -
 def test_killed_owner_is_succeeded_at_once_even_before_its_parent_reaped_it(tmp_path: Path) -> None:
     with owner(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while Owner.from_json((tmp_path / NAME).read_bytes()).dead is False and time.monotonic() < deadline:
             time.sleep(0.01)  # the kernel takes a moment; the process stays a zombie, for nobody has waited for it
         said: list[str] = []
@@ -181,7 +181,7 @@ def test_living_breaker_is_left_to_finish(tmp_path: Path) -> None:
     thread.start()
     assert not entered.wait(0.5)
     (tmp_path / NAME).unlink()  # the breaker goes on
-    assert entered.wait(10)
+    assert entered.wait(60)
     thread.join()
 
 
@@ -193,7 +193,7 @@ def test_owner_that_lost_its_token_is_told_and_leaves_the_new_lock_alone(tmp_pat
             (tmp_path / NAME).unlink()
         else:
             Folder(str(tmp_path)).write(NAME, elsewhere().to_json())
-        assert lock.lost.wait(10)
+        assert lock.lost.wait(60)
         with pytest.raises(RaylensError, match=r"lost the run's lock to process 4242|was removed"):
             lock.check()
     left = [p.name for p in tmp_path.iterdir()]
@@ -203,7 +203,7 @@ def test_owner_that_lost_its_token_is_told_and_leaves_the_new_lock_alone(tmp_pat
 def test_heartbeat_moves_the_counter(tmp_path: Path) -> None:
     with RunLock(Folder(str(tmp_path)), heartbeat_s=0.02):
         seen = set()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(seen) < 4 and time.monotonic() < deadline:
             seen.add(json.loads((tmp_path / NAME).read_bytes())["counter"])
         assert len(seen) >= 4
