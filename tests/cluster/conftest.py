@@ -71,7 +71,7 @@ def head(
         with log.open("w") as file:
             process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        if up := _comes_up(process, f"{address}/api/version"):
+        if up := _comes_up(process, log, f"{address}/api/version"):
             break
         kill_family(process)
     try:
@@ -82,10 +82,11 @@ def head(
         kill_family(process)
 
 
-def _comes_up(process: subprocess.Popen[bytes], url: str) -> bool:
+def _comes_up(process: subprocess.Popen[bytes], log: Path, url: str) -> bool:
+    """The dashboard answers before the node is up, which may still be given up."""
     end = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < end:
-        if _answers(url):
+        if "Ray runtime started" in log.read_text() and _answers(url):
             return True
         time.sleep(0.2)
     return False
