@@ -192,10 +192,14 @@ def test_a_job_that_is_stopped_finishes_its_slice_and_submitted_again_it_goes_on
     def receipts() -> dict[str, int]:
         return {file.name: file.stat().st_mtime_ns for file in run.glob("measure/all/receipts/*.json")}
 
-    first = submitted(0.4)
-    while not receipts():
-        assert not server.job(first).over
-        time.sleep(0.1)
+    for _ in range(4):  # a driver gives up where a machine is too busy to let it join its Ray
+        first = submitted(3.0)
+        while not receipts() and not (job := server.job(first)).over:
+            time.sleep(0.1)
+        if receipts():
+            break
+    else:
+        raise AssertionError(job.message)
     assert raylens(head, "stop", first).stdout == f"{first} is being stopped\n"
     ended(first, "STOPPED")
     before = receipts()
