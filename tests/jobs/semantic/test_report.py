@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jobs.config import check
-from jobs.semantic import SemanticConfig, report_tables, variants
+from jobs.semantic import SemanticConfig, report_tables
 from jobs.semantic.report import semantic_page
 from jobs.semantic.report_data import PAPER, Path, Result, Rows, SemanticReportData, best
+from jobs.semantic.variants import variants
 from pipeline.report.blocks import Cell, Table
 
 EVIL = "<script>alert(1)</script>"
