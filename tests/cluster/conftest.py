@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -64,9 +66,12 @@ def head(
         "metrics-export-port",
     )
     log = tmp_path_factory.mktemp("head") / "log"
+    # Ray's job server looks up its own cluster in a file of this folder, which another head here would overwrite.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets lie in it
     for _ in range(4):  # Ray gives up where a machine is too busy to start it in half a minute
         ports = dict(zip(names, _free_ports(len(names)), strict=True))
         command = [str(python.parent / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+        command += [f"--temp-dir={folder}"]
         command += [f"--{name}={number}" for name, number in ports.items()]
         with log.open("w") as file:
             process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
@@ -80,6 +85,7 @@ def head(
         yield Head(address, environment, metrics, f"127.0.0.1:{ports['port']}")
     finally:
         kill_family(process)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _comes_up(process: subprocess.Popen[bytes], log: Path, url: str) -> bool:
