@@ -33,9 +33,16 @@ class Stage(Protocol):
     of such a stage start without waiting for torch.
     """
 
-    version: int
-    wants: Wants
-    config: Any  # a frozen dataclass: its fields are the step's fingerprint
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def wants(self) -> Wants: ...
+
+    @property
+    def config(self) -> Any:
+        """A frozen dataclass: its fields are the step's fingerprint."""
+        ...
 
     @property
     def schema(self) -> pa.Schema: ...
@@ -53,10 +60,19 @@ class Stage(Protocol):
 class Reduction(Protocol):
     """Rows of upstream shards in, an answer out, block by block."""
 
-    version: int
-    aligned: bool  # block i reads only part i of the upstream reduction
-    columns: Sequence[str]
-    config: Any
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def aligned(self) -> bool:
+        """Block i reads only part i of the upstream reduction."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    @property
+    def config(self) -> Any: ...
 
     @property
     def schema(self) -> pa.Schema: ...
@@ -83,8 +99,13 @@ class Trainer(Protocol):
     stand on it read it. Its networks take the time that trained ones take, so ``raylens plan`` measures with them.
     """
 
-    version: int
-    config: Any  # a frozen dataclass: its fields are the step's fingerprint
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def config(self) -> Any:
+        """A frozen dataclass: its fields are the step's fingerprint."""
+        ...
 
     def __call__(self, worker: Worker) -> Learnt: ...
 

@@ -181,7 +181,7 @@ class AskingConfig(JobConfig):
     @property
     def problem(self) -> Task:
         asked = self.learn
-        hints = {} if asked.hints is None else {"hints": asked.hints}
+        hints: dict[str, Any] = {} if asked.hints is None else {"hints": asked.hints}
         if asked.problem == "inpaint":
             return Inpaint(hole=asked.hole, **hints)
         return TASKS[asked.problem](**hints)

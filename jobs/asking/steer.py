@@ -61,9 +61,10 @@ class Answered:
 
     def conversation(self, which: str = "found") -> Conversation:
         found: Process = getattr(self, which)
-        parts = (getattr(found, name)[0].numpy() for name in ("pictures", "questions", "colours"))
+        pictures, questions, colours = (part[0].numpy() for part in (found.pictures, found.questions, found.colours))
         own = tuple(self.own) if which == "found" else ()
-        return Conversation(self.key, found.seen[0].numpy(), *parts, self.truth, found.psnr[0].tolist(), own)
+        seen, psnr = found.seen[0].numpy(), found.psnr[0].tolist()
+        return Conversation(self.key, seen, pictures, questions, colours, self.truth, psnr, own)
 
     def lines(self) -> list[str]:
         """What was told and what came of it, for a terminal."""

@@ -75,5 +75,5 @@ def _sampler(worker: Worker) -> Callable[[int, Process, Tensor], None]:
 
 def sheets(found: Process, truth: np.ndarray) -> np.ndarray:
     """Every image of a batch, one below the other: uint8 [rows, columns, 3]; ``truth`` uint8 [B, 3, h, w]."""
-    parts = [getattr(found, name).cpu().numpy() for name in ("seen", "pictures", "questions", "colours")]
-    return stacked([sheet(*image, truth=whole) for *image, whole in zip(*parts, truth, strict=True)])
+    parts = [part.cpu().numpy() for part in (found.seen, found.pictures, found.questions, found.colours)]
+    return stacked([sheet(*image) for image in zip(*parts, truth, strict=True)])

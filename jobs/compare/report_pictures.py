@@ -115,4 +115,4 @@ def _image(data: CompareReportData, row: Row, key: Row) -> tuple[np.ndarray | No
         boxes = data.preprocess.to_frame(boxes, image.shape[1], image.shape[0])
         image = data.preprocess.pixels(image).transpose(1, 2, 0)
     image = np.ascontiguousarray(image)
-    return image, [Box.of_pixels(b, image.shape[1], image.shape[0]) for b in boxes], ""
+    return image, [Box.of_pixels(b, image.shape[1], image.shape[0]) for b in boxes.tolist()], ""

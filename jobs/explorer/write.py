@@ -28,11 +28,11 @@ class _Written:
 
     folder: Folder
     images: list[dict[str, Any]] = field(default_factory=list)
-    bytes: int = 0
+    size: int = 0
 
     def put(self, name: str, data: bytes) -> None:
         self.folder.write(name, data)
-        self.bytes += len(data)
+        self.size += len(data)
 
 
 def write_page(run: Run, described: Mapping[str, Any], *, limit: int = LIMIT) -> str:
@@ -55,7 +55,7 @@ def write_page(run: Run, described: Mapping[str, Any], *, limit: int = LIMIT) ->
     for key, found in by_image(streams):
         if not any(answer.found for answer in found.values()):
             continue  # told among the failures
-        if written.images and written.bytes >= limit:
+        if written.images and written.size >= limit:
             left_out += 1
             continue
         written.images.append(_image(written, key, found, len(networks)))
@@ -71,7 +71,7 @@ def write_page(run: Run, described: Mapping[str, Any], *, limit: int = LIMIT) ->
         totals=[step_totals(unit) for unit in held],
         images=written.images,
         left_out=left_out,
-        bytes=written.bytes,
+        bytes=written.size,
     )
     written.folder.write("index.html", explorer_page(data).bytes())
     return written.folder.path("index.html")

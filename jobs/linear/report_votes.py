@@ -72,9 +72,9 @@ def _table(data: LinearReportData) -> Section:
         blocks += [Paragraph(told) for told in [_steadiness(data)] if told]
     bars = []
     for view in data.views:
-        rows = [n.found("predicted_share", view) for n in data.networks]
-        values = [math.nan if r is None else 100 * r["mean"] for r in rows]
-        errors = [math.nan if r is None or r["std"] is None else 100 * r["std"] for r in rows]
+        shares = [n.found("predicted_share", view) for n in data.networks]
+        values = [math.nan if r is None else 100 * r["mean"] for r in shares]
+        errors = [math.nan if r is None or r["std"] is None else 100 * r["std"] for r in shares]
         bars.append(Bars(VIEWS[view][0], values, errors, VIEWS[view][1]))
     image = beside([n.name for n in data.networks], bars, axis="pixels that vote for the predicted class, %")
     alt = f"Pixels for the predicted class, {', '.join(n.name for n in data.networks)}."

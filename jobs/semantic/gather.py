@@ -123,12 +123,12 @@ def _paths(
     judged = _judged(table, rule, config)
     paths = []
     for case in CASES:
-        candidates = [int(i) for i in order if judged[i] and judged[i].case == case][: _TRIES * config.report.examples]
+        candidates = [(int(i), said) for i in order if (said := judged[i]) is not None and said.case == case]
         drawn: list[Path] = []
-        for i in candidates:
+        for i, said in candidates[: _TRIES * config.report.examples]:
             if len(drawn) == config.report.examples:
                 break
-            row, said = table.slice(i, 1).to_pylist()[0], judged[i]
+            row = table.slice(i, 1).to_pylist()[0]
             uri = keys.filter(pc.equal(keys.column("key"), row["key"])).column("uri")[0].as_py()
             image = images.load(uri, config.images)
             if not isinstance(image, images.DecodeError):

@@ -36,7 +36,7 @@ def _coarse(data: SemanticReportData) -> Table | Paragraph:
     heads = {"coarse": "Coarse only", "focal": "Two levels, focal", "bce": "Two levels, BCE"}
     columns = [Column("Network"), *(Column(heads[kind], True, 4, "max") for kind in kinds)]
     columns += [Column("Paper, coarse only", True, 4)] if data.config.report.paper else []
-    found = {(r.variant.network, r.variant.kind): r.measured for r in data.results}
+    found: dict[tuple[str, str], Any] = {(r.variant.network, r.variant.kind): r.measured for r in data.results}
     rows: list[list[Any]] = []
     for network in dict.fromkeys(r.variant.network for r in data.results):
         row: list[Any] = [network]

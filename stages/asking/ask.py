@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ class Ask:
     """Input: "agent", the result of `stages.asking.train.train_asking` as ``files`` and ``facts``."""
 
     version = 1
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: AskConfig) -> None:
         self.config = config

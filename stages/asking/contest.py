@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +74,7 @@ class Contest:
     """Inputs: "asked", "points", "none" and, with ``exact``, "exact": results of train_asking as files and facts."""
 
     version = 1
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: ContestConfig) -> None:
         self.config = config

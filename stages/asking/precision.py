@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +51,7 @@ class Precision:
     """
 
     version = 2
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: PrecisionConfig) -> None:
         self.config = config

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ class Speed:
     """
 
     version = 1
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: CompareConfig) -> None:
         self.config = config

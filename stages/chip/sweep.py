@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +81,7 @@ class ChipSweep:
     """Measuring stage. Input: "network", an nn.Module in eval mode on the device; its memory layout may be changed."""
 
     version = 1
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: SweepConfig) -> None:
         self.config = config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ class CocoFilter:
     """
 
     version = 1
-    wants: Literal["records"] = "records"
+    wants: ClassVar[Literal["records"]] = "records"
 
     def __init__(self, config: CocoFilterConfig) -> None:
         self.config = config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ class GfiStage:
     """Measuring stage. Input: "network", an nn.Module in eval mode on the device; it is copied, not changed."""
 
     version = 3
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: GfiConfig) -> None:
         self.config = config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +57,7 @@ class ContributionsStage:
     """Measuring stage. Input: "network", an nn.Module in eval mode on the device. One backward a batch of images."""
 
     version = 3
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: ContributionsConfig) -> None:
         self.config = config

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +80,7 @@ class FiltersStage:
     """
 
     version = 2
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
     schema = SCHEMA
 
     def __init__(self, config: FiltersConfig, sizes: FilterSizes | None = None) -> None:

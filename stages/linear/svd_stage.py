@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +62,7 @@ class SvdStage:
     """
 
     version = 2
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
     schema = pa.schema(
         [
             column("sigma", pa.list_(pa.float64()), "leading singular values, the largest first", shape="[k]"),

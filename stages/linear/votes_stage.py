@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +50,7 @@ class VotesStage:
     """
 
     version = 3
-    wants = "pixels"
+    wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: VotesConfig) -> None:
         self.config = config
