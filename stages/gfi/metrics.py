@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from stages.metrics.boxes import CENTER_SIZES, THRESHOLDS
 from stages.metrics.localization import LocalizationConfig, LocalizationMetrics
-from stages.metrics.localization_table import UNIT
 from stages.metrics.mean_boxes import ALPHAS
+from stages.metrics.moments import UNIT, mean_and_error
 from stages.metrics.pointing import TOLERANCES, over_classes
 from stages.schema import column
 
@@ -54,7 +54,7 @@ class GfiMetricsConfig:
 class GfiMetrics:
     """Reduction over gfi rows of the tuning and evaluation splits; one block, one row per measure."""
 
-    version = 2
+    version = 3
     aligned = False
 
     def __init__(self, config: GfiMetricsConfig) -> None:
@@ -183,9 +183,7 @@ class GfiMetrics:
         for at, asked in enumerate(self._asked):
             n = int(own["n"][at])
             for j, name in enumerate(names):
-                mean = own["sum"][at, j] / n / UNIT if n else math.nan
-                spread = max(0.0, own["square"][at, j] / n / UNIT - mean**2) if n else math.nan
-                se = math.sqrt(spread / n) if n else math.nan
+                _, mean, se = mean_and_error(np.array([n, own["sum"][at, j], own["square"][at, j]]))
                 rows.append({"kind": "score", "name": name, "asked": asked, "value": mean, "se": se, "n": n})
             flat = {"kind": "score", "name": "flat", "asked": asked, "value": own["flat"][at] / n if n else math.nan}
             rows.append(flat | {"n": n})

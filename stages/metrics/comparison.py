@@ -50,7 +50,7 @@ class ComparisonConfig:
 class ComparisonMetrics:
     """Reduction over compare rows of the tuning and evaluation splits."""
 
-    version = 4
+    version = 5
     aligned = False
 
     def __init__(self, config: ComparisonConfig) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.metrics.localization_table import HALF_A, HALF_B, TUNE, UNIT, Choice, choose, choose_mask
+from stages.metrics.localization_table import HALF_A, HALF_B, TUNE, Choice, choose, choose_mask
 from stages.metrics.localization_table import rows as localization_rows
-from stages.metrics.moments import mean_and_error, normal_interval, wilson_interval
+from stages.metrics.moments import UNIT, mean_and_error, normal_interval, wilson_interval
 from stages.metrics.pointing import over_classes
 from stages.metrics.salient import f_measure
 
@@ -98,13 +98,13 @@ def _masks(metrics: ComparisonMetrics, state: State) -> list[dict[str, Any]]:
             continue
         for rule in ("tuned" if counts["masked"][TUNE].any() else "halves", "oracle"):
             choice = choose_mask(span, rule, counts)
-            mean = _at(counts["mask_iou"], choice) / UNIT / n
-            spread = max(0.0, _at(counts["mask_squared"], choice) / UNIT / n - mean**2)
+            sums = (_at(counts[name], choice) for name in ("mask_iou", "mask_squared"))
+            _, mean, error = mean_and_error(np.array([n, *sums]))
             curve = (counts["mask_iou"][held, span.slice].sum(0) / UNIT / n).tolist()
             used = [span.grid[c - span.first] for _, c in choice]
             more = {"method": span.method, "rule": rule, "n": n, "grid": list(span.grid), "curve": curve}
             thresholds = used if rule == "halves" else used[:1]
-            out.append(_made("mask_iou", mean, math.sqrt(spread / n), thresholds=thresholds, **more))
+            out.append(_made("mask_iou", mean, error, thresholds=thresholds, **more))
         best = int(counts["mask_best"][held, index].sum()) / UNIT / n
         out.append(_made("mask_iou_best", best, math.nan, method=span.method, rule="oracle", n=n))
     return out

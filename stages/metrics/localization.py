@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.metrics.boxes import CENTER_SIZES, THRESHOLDS
-from stages.metrics.localization_table import HALF_A, HALF_B, TUNE, UNIT, rows, summary
+from stages.metrics.localization_table import HALF_A, HALF_B, TUNE, rows, summary
+from stages.metrics.moments import UNIT
 from stages.schema import column
 
 State = dict[str, NDArray[np.int64]]
@@ -56,7 +57,7 @@ class Span:
 class LocalizationMetrics:
     """Reduction over localize rows of the tuning and evaluation splits to one row per (method, rule)."""
 
-    version = 1
+    version = 2
     aligned = False
 
     def __init__(self, config: LocalizationConfig) -> None:

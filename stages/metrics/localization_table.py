@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stages.metrics.moments import UNIT, mean_and_error
+
 if TYPE_CHECKING:
     from stages.metrics.localization import LocalizationMetrics, Span, State
 
 TUNE, HALF_A, HALF_B = range(3)  # groups of images; the halves are those of the evaluation split
-UNIT = 1 << 31  # IoUs are added up as integers, in steps of 2^-31
 Choice = tuple[tuple[int, int], ...]  # (group that is reported on, column of the matrix) for every reported group
 
 
@@ -66,8 +67,7 @@ def _row(span: Span, index: int, rule: str, choice: Choice, state: State) -> dic
     n = int(state["images"][held].sum())
     wrong = state["both_wrong"].diagonal(0, 1, 2)
     top1, top5 = _at(wrong, choice), _at(state["top5_wrong"], choice)
-    mean = _share(_at(state["iou"], choice), n) / UNIT
-    spread = max(0.0, _share(_at(state["iou_squared"], choice), n) / UNIT - mean**2) if n else math.nan
+    _, mean, error = mean_and_error(np.array([n, _at(state["iou"], choice), _at(state["iou_squared"], choice)]))
     used = [span.grid[c - span.first] for _, c in choice]
     thresholds = used if rule == "halves" else used[:1]
     masked = int(state["masked"][held, index].sum())
@@ -92,7 +92,7 @@ def _row(span: Span, index: int, rule: str, choice: Choice, state: State) -> dic
         "top1_cls_error": _share(int(state["top1_class"][held].sum()), n),
         "top5_cls_error": _share(int(state["top5_class"][held].sum()), n),
         "mean_iou": mean,
-        "mean_iou_se": math.sqrt(spread / n) if n else math.nan,
+        "mean_iou_se": error,
         "missing_fits": int(state["missing"][held, index].sum()),
         "missing_fits_top5": int(state["missing_any"][held, index].sum()),
         "grid": list(span.grid),

@@ -320,7 +320,7 @@ def test_one_scale_holds_for_all_networks_or_for_the_whole_image(browser: Any, m
         page.wait_for_function(
             "v => document.querySelector('.legend').dataset.largest === v", arg=str(largest("narrow"))
         )
-        assert page.locator("article[aria-label='wide']").first.is_hidden()
+        page.locator("article[aria-label='wide']").first.wait_for(state="hidden")  # a frame later
         page.get_by_label("Colours up to the largest of").select_option("image")
         row = made.rows["filters_narrow"]["a.png"]
         peak = max(float(np.abs(row[f"{kind}_values"]).max()) for kind in ("row", "column"))
