@@ -20,7 +20,7 @@ from jobs.explorer.chunks import script, text
 from jobs.report.parts import scripts, short_names
 from jobs.show import size
 from pipeline.report.blocks import Mount, Paragraph, Section
-from stages.asking.agent import SHARPNESS, UNetAgent
+from stages.asking.agent import FORMULA, UNetAgent
 from stages.asking.colour import to_unit
 from stages.asking.paradigm import Task
 from stages.asking.tasks import TASKS
@@ -116,7 +116,7 @@ def _agent(task: Task, agent: UNetAgent, shape: Sequence[int]) -> dict[str, Any]
     return {
         "task": task.name,
         "hints": task.hints,
-        "sharpness": SHARPNESS,
+        "question": FORMULA,
         "observed": task.observed,
         "produced": task.produced,
         "answered": task.answered,

@@ -196,7 +196,7 @@ def _kept(run: Run, config: AskingConfig, epoch: int) -> tuple[Mapping[str, Any]
         weights = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
         facts: dict[str, Any] = described(config.problem, UNetConfig(**config.network.model_dump()))
         if json.loads(folder.read("training.json"))["version"] != AskingTrainer.version:
-            del facts["sharpness"]  # a checkpoint does not tell of it
+            del facts["question"]  # a checkpoint does not tell of it
         return json.loads(json.dumps(facts)), {WEIGHTS: safetensors.torch.save(weights)}
     trained = read_trained(folder)
     if trained is None:

@@ -42,8 +42,8 @@ class Steering {
     const { height, width, observed, produced, answered } = this.agent;
     this.network ??= new UNet(this.agent.unet, observed + 1 + answered + produced, produced + 1, this.agent.weights);
     const seen = new Maps(observed, height, width, numbers(x, "float32"));
-    const { task, hints, sharpness } = this.agent;
-    return new Talk(this.network, task, hints, sharpness, seen, bytesOf(rgb));
+    const { task, hints, question } = this.agent;
+    return new Talk(this.network, task, hints, question, seen, bytesOf(rgb));
   }
 
   tell(number, hex) {

@@ -31,18 +31,26 @@ const TASKS = {
   },
 };
 
-// A question's logits (Float32Array) -> in 0..1: standardised over the picture, then a sigmoid (stages/asking/agent.py).
-function questionOf(logits, sharpness) {
-  const mean = logits.reduce((sum, value) => sum + value, 0) / logits.length;
-  const variance = logits.reduce((sum, value) => sum + (value - mean) ** 2, 0) / logits.length;
-  const scale = sharpness / Math.sqrt(variance + 1e-6);
-  return logits.map((value) => 1 / (1 + Math.exp(-scale * (value - mean))));
+// A question's logits and the last question (Float32Array; null: none) -> in 0..1, as stages/asking/agent.py.
+function questionOf(logits, last, { sharpness, level, refusal }) {
+  const asked = last && standard(last);
+  const z = standard(standard(logits).map((value, at) => value - (asked ? refusal * asked[at] : 0)));
+  const top = z.reduce((most, value) => Math.max(most, value), -Infinity);
+  const sum = z.reduce((total, value) => total + Math.exp(sharpness * (value - top)), 0);
+  const shift = level - Math.log(sum / z.length);
+  return z.map((value) => 1 / (1 + Math.exp(-sharpness * (value - top) - shift)));
+}
+
+function standard(values) {
+  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  const variance = values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length;
+  return values.map((value) => (value - mean) / Math.sqrt(variance + 1e-6));
 }
 
 class Talk {
-  /** `sharpness`: of questions; `x`: Maps, what the network sees; `rgb`: Uint8Array, three bytes a pixel. */
-  constructor(network, task, hints, sharpness, x, rgb) {
-    Object.assign(this, { network, task: TASKS[task], hints, sharpness, x, rgb });
+  /** `formula`: of questions; `x`: Maps, what the network sees; `rgb`: Uint8Array, three bytes a pixel. */
+  constructor(network, task, hints, formula, x, rgb) {
+    Object.assign(this, { network, task: TASKS[task], hints, formula, x, rgb });
     this.produced = network.outputs - 1;
     this.answered = network.inputs - x.channels - 1 - this.produced;
     this.pixels = x.height * x.width;
@@ -84,8 +92,12 @@ class Talk {
     }
     const out = yield* this.network.forward(given);
     const y = new Maps(this.produced, height, width, out.values.slice(0, this.produced * this.pixels));
-    before?.y.values.forEach((last, at) => (y.values[at] += last)); // a turn says by how much the last y changes
-    const question = questionOf(out.plane(this.produced), this.sharpness);
+    before?.y.values.forEach((last, at) => {
+      const q = before.question[at % this.pixels]; // the answer is painted over what was asked; the network changes that
+      const answer = told.answer[Math.floor(at / this.pixels)];
+      y.values[at] += this.answered === this.produced ? last + q * (answer - last) : last;
+    });
+    const question = questionOf(out.plane(this.produced), before?.question, this.formula);
     const picture = this.picture(() => this.task.pixel(this.of(this.x), this.of(y)));
     this.turns.push({ y, question, picture, psnr: this.psnr(picture), ...told });
   }

@@ -32,7 +32,7 @@ class AskingTrainer:
     """
 
     config: AskingTraining
-    version: int = 4
+    version: int = 5
 
     def __call__(self, worker: Worker) -> Learnt:
         frames = {"train": self.config.train_frame, "tune": self.config.preprocess}

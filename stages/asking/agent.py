@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,42 +16,51 @@ from stages.asking.tasks import task_of
 from stages.asking.unet import UNet, UNetConfig
 
 WEIGHTS = "agent.safetensors"
-SHARPNESS = 2.0  # of a question, in standard deviations of its logits
+# What makes a question of logits (:func:`question_of`), in standard deviations of them.
+FORMULA = {"sharpness": 3.0, "level": 1.0, "refusal": 0.7}
 _FLAT = 1e-6  # added to the variance: logits that are all alike ask for everything alike
 
 
 class UNetAgent(nn.Module):
     """One turn of a task (stages.asking.paradigm.Agent); results are float32 under autocast too.
 
-    A turn says by how much the last y changes (at first: from 0), so that what earlier answers told is not lost. A
-    question is the sigmoid of logits that are standardised over the picture (:func:`question_of`).
+    A turn paints the answer over what was asked, (1 - q) y + c, where answers are in the units of y, and the U-Net says
+    by how much that changes: what earlier answers told is not lost, and an answer is of use before anything is learnt.
     """
 
     def __init__(self, task: Task, config: UNetConfig) -> None:
         super().__init__()
-        self.config, self.produced = config, task.produced
+        self.config, self.produced, self.paints = config, task.produced, task.answered == task.produced
         self.body = UNet(task.observed + 1 + task.answered + task.produced, task.produced + 1, config)
 
     def forward(self, x: Tensor, question: Tensor, hint: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         seen = torch.cat([x, question, hint, y], 1)
         out = self.body(seen.contiguous(memory_format=torch.channels_last))
         out = out if out.dtype == torch.float64 else out.float()
-        return y + out[:, : self.produced], question_of(out[:, self.produced :])
+        known = y + hint - question * y if self.paints else y
+        return known + out[:, : self.produced], question_of(out[:, self.produced :], question)
 
     def to_files(self) -> dict[str, bytes]:
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self.state_dict().items()}
         return {WEIGHTS: safetensors.torch.save(tensors)}
 
 
-def question_of(logits: Tensor) -> Tensor:
-    """[B, 1, H, W] -> in 0..1: always some places rather than others, whatever the logits' level and scale.
+def question_of(logits: Tensor, last: Tensor) -> Tensor:
+    """Logits and the last question, [B, 1, H, W] each -> in 0..1: some places rather than others, and new ones.
 
-    A plain sigmoid of photographs settles on asking about everything at once: the answer is then the mean of the whole
-    picture, every time, and questions that are near 1 everywhere hardly learn (tests/bench/RESULTS.md).
+    sigmoid(s z - log mean exp(s z) + level), z = standardised(standardised(logits) - refusal * standardised(last)).
+    A plain sigmoid of photographs settles on asking about everything at once; without the refusal, agents ask about a
+    picture's largest part again and again, which no gradient leads out of (tests/bench/RESULTS.md has both). Taken off
+    the mean of exp, something small can be asked about alone.
     """
-    centred = logits - logits.mean((2, 3), keepdim=True)
-    deviation = (centred.square().mean((2, 3), keepdim=True) + _FLAT).sqrt()
-    return (SHARPNESS * centred / deviation).sigmoid()
+    z = FORMULA["sharpness"] * _standard(_standard(logits) - FORMULA["refusal"] * _standard(last))
+    mean = z.flatten(1).logsumexp(1) - math.log(z[0].numel())
+    return (z - mean[:, None, None, None] + FORMULA["level"]).sigmoid()
+
+
+def _standard(plane: Tensor) -> Tensor:
+    centred = plane - plane.mean((2, 3), keepdim=True)
+    return centred / (centred.square().mean((2, 3), keepdim=True) + _FLAT).sqrt()
 
 
 def new_agent(task: Task, config: UNetConfig, seed: int = 0) -> UNetAgent:
@@ -62,15 +72,15 @@ def new_agent(task: Task, config: UNetConfig, seed: int = 0) -> UNetAgent:
 
 def described(task: Task, config: UNetConfig) -> dict[str, Any]:
     """What :func:`trained_agent` needs to know beside the weights, JSON-able."""
-    return {"task": asdict(task), "unet": asdict(config), "sharpness": SHARPNESS}  # type: ignore[call-overload]
+    return {"task": asdict(task), "unet": asdict(config), "question": FORMULA}  # type: ignore[call-overload]
 
 
 def trained_agent(facts: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[Task, UNetAgent]:
     """The task and its trained agent in eval mode, from what a training returned.
 
-    Raises ValueError where the weights are of another network, or one whose questions had other edges.
+    Raises ValueError where the weights are of another network, or one that asked by another formula.
     """
-    if facts.get("sharpness") != SHARPNESS:
+    if facts.get("question") != FORMULA:
         raise ValueError("the network was trained with another formula for its questions: train again")
     task = task_of(facts["task"])
     agent = UNetAgent(task, UNetConfig(**facts["unet"]))

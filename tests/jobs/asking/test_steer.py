@@ -177,7 +177,7 @@ def another(run: Run, url: Path, task: str = "ask", **learn: Any) -> Run:
 def test_what_was_trained_with_another_formula_is_not_misread(run: Run, tmp_path: Path) -> None:
     old = another(run, tmp_path / "old")
     train = old.step_folder("train")
-    facts = {name: fact for name, fact in described(TASK, NET).items() if name != "sharpness"}
+    facts = {name: fact for name, fact in described(TASK, NET).items() if name != "question"}
     commit(train.child("result"), new_agent(TASK, NET, 1).to_files() | {"facts.json": json.dumps(facts).encode()})
     image = str(Path(run.url).parent / "b.png")
     with pytest.raises(UsageError, match="another formula for its questions: train again"):

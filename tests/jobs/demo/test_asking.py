@@ -10,7 +10,7 @@ import pytest
 from jobs.asking import build
 from jobs.asking.config import training_of
 from jobs.asking.page import too_large
-from jobs.demo.asking import FULL_HINTS, HINTS, asking_config
+from jobs.demo.asking import HINTS, asking_config
 from jobs.demo.run import PARTS, reports
 from stages.asking.agent import new_agent
 
@@ -21,7 +21,7 @@ def test_it_asks_about_scenes_it_never_saw_and_its_page_can_be_answered(tmp_path
     train, ask = config.data.train, config.data.ask
     assert ask is not None
     assert train.images != ask.images
-    assert config.problem.hints == (FULL_HINTS if full else HINTS)
+    assert config.problem.hints == HINTS
     assert (train.sample > 600) is full
     assert (ask.sample is None) is full
     assert [step.name for step in build(config).steps][:3] == ["train", "ask", "answered"]

@@ -12,13 +12,18 @@ import torch
 from asking_cases import ALL_TASKS, SMALL, pictures, small_agent
 from torch import Tensor
 
-from stages.asking.agent import SHARPNESS, UNetAgent, described, new_agent, question_of, trained_agent
+from stages.asking.agent import UNetAgent, described, new_agent, question_of, trained_agent
 from stages.asking.answers import truthful
 from stages.asking.colour import to_unit
 from stages.asking.paradigm import AnswerRule, Task, Turn, converse, own_question
 from stages.asking.process import process
 from stages.asking.tasks import TASKS, ColorNatural, task_of
 from stages.asking.unet import UNet
+
+
+def standard(plane: Tensor) -> Tensor:
+    """As questions are made of logits: mean 0, deviation 1, where they are not all alike."""
+    return (plane - plane.mean((2, 3), True)) / (plane.var((2, 3), correction=0, keepdim=True) + 1e-6).sqrt()
 
 
 def talk(task: Task, agent: UNetAgent, rgb: Tensor, counts: list[int], **more: object) -> list[Turn]:
@@ -35,9 +40,9 @@ def test_a_conversation_is_the_recursion_written_out(task: Task) -> None:
     q, c, y = torch.zeros(2, 1, 12, 10), torch.zeros(2, task.answered, 12, 10), torch.zeros(2, task.produced, 12, 10)
     for turn in turns:
         out = agent.body(torch.cat([x, q, c, y], 1).double())
-        logits = out[:, task.produced :]
-        logits = (logits - logits.mean((2, 3), True)) / (logits.var((2, 3), correction=0, keepdim=True) + 1e-6).sqrt()
-        y, q = y + out[:, : task.produced], 1 / (1 + torch.exp(-2 * logits))
+        y = (1 - q) * y + c + out[:, : task.produced]
+        z = 3 * standard(standard(out[:, task.produced :]) - 0.7 * standard(q))
+        q = 1 / (1 + torch.exp(z).mean((2, 3), True) * torch.exp(-z - 1))
         assert torch.allclose(turn.y, y, rtol=1e-12, atol=1e-12)
         assert torch.allclose(turn.question, q, rtol=1e-12, atol=1e-12)
         weight = q
@@ -192,23 +197,32 @@ def test_an_agent_comes_back_from_what_is_kept_of_it(name: str) -> None:
         assert torch.equal(getattr(ours, field.name), getattr(theirs, field.name))
     with pytest.raises(ValueError, match="of another network"):
         trained_agent(facts | {"unet": facts["unet"] | {"width": 8}}, agent.to_files())
-    for other in ({k: v for k, v in facts.items() if k != "sharpness"}, facts | {"sharpness": 1.0}):
+    for other in ({k: v for k, v in facts.items() if k != "question"}, facts | {"question": {"sharpness": 1.0}}):
         with pytest.raises(ValueError, match="another formula for its questions: train again"):
             trained_agent(other, agent.to_files())
     with pytest.raises(LookupError, match="there is no task 'sing': the tasks are natural, drawing, inpaint"):
         task_of({"name": "sing"})
 
 
-def test_a_question_prefers_places_whatever_the_level_and_scale_of_its_logits() -> None:
+def test_a_question_prefers_new_places_whatever_the_level_and_scale_of_its_logits() -> None:
     logits = torch.tensor([[0.0, 1.0], [2.0, 5.0]], dtype=torch.float64)[None, None]
-    deviation = math.sqrt(np.var([0, 1, 2, 5]) + 1e-6)
-    by_hand = [1 / (1 + math.exp(-SHARPNESS * (v - 2) / deviation)) for v in (0, 1, 2, 5)]
-    assert question_of(logits).flatten().tolist() == pytest.approx(by_hand, abs=1e-12)
-    both = question_of(torch.cat([logits, 100 + 7 * logits]))
+    none, first = torch.zeros_like(logits), torch.tensor([[0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)[None, None]
+    z = 3 * (np.array([0, 1, 2, 5]) - 2) / math.sqrt(3.5)
+    by_hand = 1 / (1 + np.exp(z).mean() * np.exp(-z - 1))
+    assert question_of(logits, none).flatten().tolist() == pytest.approx(by_hand.tolist(), abs=1e-5)
+    both = question_of(torch.cat([logits, 100 + 7 * logits]), torch.cat([first, first]))
     torch.testing.assert_close(both[1], both[0], rtol=0, atol=1e-6)
+    again = question_of(logits, first)  # the last place was asked about: it is less wanted, and the others more
+    assert again[..., 1, 1] < question_of(logits, none)[..., 1, 1]
+    assert again[..., 1, 0] > question_of(logits, none)[..., 1, 0]
+    peak = torch.zeros(1, 1, 20, 20).index_put(
+        (*torch.zeros(2, 1, dtype=torch.long), *torch.full((2, 1), 7)), torch.ones(1)
+    )
+    alone = question_of(peak, torch.zeros_like(peak))
+    assert alone.sum() - alone.max() < 0.01 * alone.max(), "one place of 400 can be asked about alone"
     flat = torch.full((1, 1, 3, 3), 4.0, requires_grad=True)
-    question = question_of(flat)
-    assert question.tolist() == torch.full((1, 1, 3, 3), 0.5).tolist()
+    question = question_of(flat, torch.zeros(1, 1, 3, 3))
+    assert question.flatten().tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 9)
     question[0, 0, 1, 1].backward()
     assert flat.grad is not None
     assert flat.grad.isfinite().all()

@@ -69,6 +69,7 @@ def test_errors_by_hand() -> None:
     assert found["curve_top5"] == [0.75, 0.5, 0.75]
     assert (found["n"], found["top1_cls_error"], found["top5_cls_error"]) == (4, 0.5, 0.25)
     assert found["mean_iou"] == pytest.approx((0.9 + 0.1 + 0.1 + 0.9) / 4, abs=1e-7)
+    assert found["mean_iou_se"] == pytest.approx(math.sqrt(4 * 0.16 / 3 / 4), abs=1e-7)  # each is 0.4 from the mean
     assert found["top1_loc_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
 
 
