@@ -41,7 +41,7 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
-# Nodes and trainings that are lost and replaced, minutes each: CI runs them after the others.
+# What is killed, lost and replaced again and again, a minute and more each: CI runs these after the others.
 test-long: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m long
 

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import pipeline  # noqa: F401 (before any test imports Ray, as a driver does: Ray reads then what this sets)
+
 # How long a busy machine takes for an example tells nothing.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

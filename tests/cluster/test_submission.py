@@ -169,6 +169,7 @@ def test_an_interruption_leaves_the_job_running_and_a_second_submission_joins_it
         server.job("nobody")
 
 
+@pytest.mark.long
 def test_a_job_that_is_stopped_finishes_its_slice_and_submitted_again_it_goes_on(
     head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

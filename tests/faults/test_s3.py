@@ -92,6 +92,7 @@ def pictured(bucket: str, markers: Path) -> steps.Job:
     return steps.Job(job.name, {}, sources, (job.steps[0], means, job.steps[1]))
 
 
+@pytest.mark.long
 def test_a_run_over_a_store_that_fails_now_and_then_equals_a_local_one(
     bucket, proxy, cluster, tmp_path, rows_of, undisturbed, capfd
 ) -> None:

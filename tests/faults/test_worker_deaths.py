@@ -43,6 +43,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path, rows_of, u
     assert "A worker died" not in said.out + said.err, "Ray tells the same again"
 
 
+@pytest.mark.long
 def test_a_key_that_always_kills_is_quarantined_alone(cluster, tmp_path, rows_of, undisturbed):
     """One kills when it is computed, one already when it is decoded (and is met by the micro-run)."""
     poison = ("000029", "000101")

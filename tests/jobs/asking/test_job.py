@@ -206,6 +206,7 @@ def test_the_page_of_an_evaluation_has_its_tables_beside_the_paper_s(finished: P
 
 
 @pytest.mark.faults
+@pytest.mark.long
 def test_killed_while_training_it_resumes_to_the_same_agent_and_rows(
     project: Path, finished: Path, address: str, tmp_path: Path
 ) -> None:
