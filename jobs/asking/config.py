@@ -12,6 +12,7 @@ from jobs.asking import evaluate
 from jobs.asking.evaluate import EvaluateSection, SegmentedSection
 from jobs.config import JobConfig, Section
 from jobs.sections import Split
+from jobs.training.config import FitSection
 from stages.asking.lesson import LessonConfig
 from stages.asking.paradigm import Task
 from stages.asking.tasks import TASKS, Inpaint
@@ -99,44 +100,15 @@ class UNetSection(Section):
         return self
 
 
-class AugmentSection(Section):
-    """Random resized crops and mirror images; fields as in stages.training_augment.AugmentConfig."""
+class TrainingSection(FitSection):
+    """How to train the network that asks, and the sheets that show how it comes along."""
 
-    scale: tuple[float, float] = (0.35, 1.0)  # share of the picture that a crop keeps
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    flip: bool = True
-
-    @model_validator(mode="after")
-    def _ranges_are_ranges(self) -> AugmentSection:
-        AugmentConfig(**self.model_dump())
-        return self
-
-
-class TrainingSection(Section):
-    """How to train; most fields as in stages.training.TrainingConfig."""
-
-    epochs: int = Field(default=20, ge=1)
     batch: int = Field(default=32, ge=1)
-    optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
-    warmup: float = Field(default=0.1, ge=0, le=1)
     clip: float | None = Field(default=1.0, gt=0)
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    monitor: Literal["loss", "tune_loss"] | None = None  # the best epoch's weights are kept; absent: the last one's
-    patience: int | None = Field(default=None, ge=1)  # stop after so many epochs without a better one
-    checkpoint_every: int = Field(default=1, ge=1)
-    augment: AugmentSection | None = AugmentSection()
+    monitor: Literal["loss", "tune_loss"] | None = None
     samples: int = Field(default=4, ge=0, le=32)  # pictures of tune on a sample sheet
     sample_every: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _patience_needs_a_monitor(self) -> TrainingSection:
-        if self.patience is not None and self.monitor is None:
-            raise ValueError("patience needs a monitor: tune_loss or loss")
-        return self
 
 
 class AskSection(Section):

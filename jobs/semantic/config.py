@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.config import JobConfig, Location, Section
 from jobs.sections import Network
-from stages.training_augment import AugmentConfig
+from jobs.training.config import FitSection
 
 Loss = Literal["focal", "bce"]
 
@@ -35,41 +35,17 @@ class FocalSection(Section):
     gamma: float = Field(default=2.0, ge=0)
 
 
-class AugmentSection(Section):
-    """Random resized crops and mirror images; fields as in stages.training_augment.AugmentConfig."""
+class TrainingSection(FitSection):
+    """How to train the two-level networks."""
 
-    scale: tuple[float, float] = (0.35, 1.0)  # share of the image that a crop keeps
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    flip: bool = True
-
-
-class TrainingSection(Section):
-    """How to train; most fields as in stages.training.TrainingConfig."""
-
-    epochs: int = Field(default=20, ge=1)
-    batch: int = Field(default=64, ge=1)
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    lr: float = Field(default=1e-4, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    clip: float | None = Field(default=5.0, gt=0)
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    # The weights of its best epoch are kept; empty: those of the last one.
     monitor: Literal["loss", "tune_loss", "coarse_accuracy"] | None = "tune_loss"
-    patience: int | None = Field(default=None, ge=1)  # stop after so many epochs without a better one
-    checkpoint_every: int = Field(default=1, ge=1)
     freeze: bool = False  # the backbone stays as it is: its features are computed once, only the heads train
     views: int = Field(default=1, ge=1)  # with freeze: fixed augmented forms of each image
-    augment: AugmentSection | None = AugmentSection()
 
     @model_validator(mode="after")
     def _views_need_freeze(self) -> TrainingSection:
         if self.views > 1 and (not self.freeze or self.augment is None):
             raise ValueError("views: more than 1 needs freeze: true and augment")
-        if self.patience is not None and self.monitor is None:
-            raise ValueError("patience: needs a monitor to watch")
         return self
 
 
@@ -119,5 +95,4 @@ class SemanticConfig(JobConfig):
             raise ValueError("losses is empty and baseline false: nothing would be trained")
         if len(set(self.losses)) != len(self.losses):
             raise ValueError("losses: name each loss once")
-        AugmentConfig(**(self.training.augment or AugmentSection()).model_dump())
         return self
