@@ -47,8 +47,9 @@ class Progress:
         self.stream = sys.stderr if stream is None else stream
         self.every_s, self.clock = every_s, clock
         self._failed = 0
-        self._in_hand: dict[str, int] = {}
-        self._resumed = self._high = done
+        self._in_hand: dict[str, float] = {}
+        self._resumed = done
+        self._high: float = done
         self._began = self._last = self._seen = self._updated = clock()
         self._weighted, self._weight = 0.0, 0.0
         self._next = self._began + first_s
@@ -81,8 +82,11 @@ class Progress:
             self._in_hand = {name: max(0, n - rows.get(name, 0)) for name, n in self._in_hand.items()}
             self._moved()
 
-    def update(self, in_hand: Mapping[str, int], *, workers: int | None = None) -> None:
-        """Rows by status of the shards that are not committed yet (all of them, not an increment), and live workers."""
+    def update(self, in_hand: Mapping[str, float], *, workers: int | None = None) -> None:
+        """Rows by status of the shards that are not committed yet (all of them, not an increment), and live workers.
+
+        A training's rows are epochs, of which one may be in hand in part.
+        """
         with self._lock:
             self._in_hand = dict(in_hand)
             self._updated = self.clock()
@@ -117,12 +121,12 @@ class Progress:
         self._print(self.closing())
 
     @property
-    def rows(self) -> int:
-        """Rows that are done: committed or in hand."""
+    def rows(self) -> float:
+        """Rows that are done: committed or in hand; whole but for a training's epochs."""
         return min(self.total, self.committed + sum(self._in_hand.values()))
 
     @property
-    def failed(self) -> int:
+    def failed(self) -> float:
         return self._failed + self._in_hand.get("failed", 0)
 
     def _moved(self) -> None:
@@ -156,7 +160,7 @@ class Progress:
         """``sweep  1,240/10,000 rows  12.4 %  84.1 rows/s  ETA 1 min 44 s  shards 3/24  failed 2  workers 2``"""
         with self._lock:
             share = f"{100 * self.rows / self.total:.1f} %" if self.total else "100.0 %"
-            parts = [self.step, f"{self.rows:,}/{self.total:,} {self.unit}", share]
+            parts = [self.step, f"{_count(self.rows)}/{self.total:,} {self.unit}", share]
             if self.rate:
                 parts.append(f"{_figure(self.rate)} {self.unit}/s")
             if self.eta_s is not None:
@@ -218,6 +222,10 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def _count(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
 def _figure(value: float) -> str:

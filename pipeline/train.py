@@ -31,6 +31,7 @@ def train(
     log: Callable[[str], None] = print,
     heard: Callable[[Epoch], None] = lambda _: None,
     saved: Callable[[int], None] = lambda _: None,
+    within: Callable[[float], None] = lambda _: None,
     stop: Stop | None = None,
     material: Material | None = None,
 ) -> Trained:
@@ -46,7 +47,8 @@ def train(
         workers: 0 trains in this process; n > 0 under Ray Train, with DDP when n > 1. A worker takes one CPU, the
             trainer none, so one free CPU is enough. A lost worker costs the epochs since the newest checkpoint.
         threads: PyTorch threads per worker; by default each node's cores shared among its workers.
-        heard, saved: called for each epoch that is told, and with the epoch of each checkpoint.
+        heard, saved, within: called for each epoch that is told, with the epoch of each checkpoint, and in between
+            with how many epochs are done.
         stop: where it is set, training ends with RunStopped: at once in this process's own thread and under Ray.
 
     Raises:
@@ -59,7 +61,7 @@ def train(
     done = read_trained(folder)
     if done is not None:
         return done
-    material, channel = material or Material(), Channel(log, heard, saved, stop)
+    material, channel = material or Material(), Channel(log, heard, saved, stop, within)
     if workers == 0:
         work(function, folder, Place(gpu=gpus_per_worker > 0), threads, material, channel)
     else:

@@ -46,6 +46,7 @@ class Channel:
     heard: Callable[[Epoch], None] = lambda _: None
     saved: Callable[[int], None] = lambda _: None  # the epoch of a checkpoint
     stop: Stop | None = None
+    within: Callable[[float], None] = lambda _: None
 
 
 class _Told(CommittedCheckpoints):
@@ -91,7 +92,7 @@ def work(
         if path not in sys.path:
             sys.path.insert(0, path)
     if place.rank > 0:
-        channel = replace(channel, log=_quiet, heard=_quiet, saved=_quiet)
+        channel = replace(channel, log=_quiet, heard=_quiet, saved=_quiet, within=_quiet)
     before = torch.get_num_threads()
     # Not what this process happens to have set: a resumed training must round as its first part did.
     torch.set_num_threads(threads or max(1, cpu_count() // place.local_world))
@@ -108,6 +109,7 @@ def work(
             material.limits,
             channel.heard,
             place.local_world,
+            channel.within,
         )
         learnt = function(worker)
     finally:

@@ -147,6 +147,8 @@ class _Attempt:
                 self._channel.heard(what)
             elif kind == "saved":
                 self._channel.saved(what)
+            elif kind == "within":
+                self._channel.within(what)
             else:
                 self._channel.log(what)
 
@@ -219,6 +221,7 @@ def _ray_worker(settings: dict[str, Any]) -> None:
         lambda text: lines.put(("log", text)),
         lambda epoch: lines.put(("epoch", epoch)),
         lambda epoch: lines.put(("saved", epoch)),
+        within=lambda epochs: lines.put(("within", epochs)),
     )
     place = Place(
         context.get_world_rank(), context.get_world_size(), context.get_local_world_size(), bool(settings["gpu"])

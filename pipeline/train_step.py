@@ -84,6 +84,7 @@ class TrainStep:
                         log=told.line,
                         heard=told.epoch,
                         saved=told.reached,
+                        within=told.within,
                         stop=stop,
                         material=material,
                     )
@@ -108,6 +109,9 @@ class _Told:
         self._progress.total = epoch.epochs
         self.reached(epoch.epoch)
         self._events.say("epoch", step=self._name, **dataclasses.asdict(epoch))
+
+    def within(self, epochs: float) -> None:
+        self._progress.update({"ok": max(0.0, epochs - self._done)})
 
     def reached(self, epoch: int) -> None:
         """So many epochs are done: told, or seen by a checkpoint."""

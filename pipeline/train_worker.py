@@ -55,6 +55,7 @@ class Worker:
     limits: images.Limits = field(default_factory=images.Limits)
     heard: Callable[[Epoch], None] = lambda _: None
     local_world: int = 1  # workers on this node: they share its cores
+    within: Callable[[float], None] = lambda _: None  # how many epochs are done, with what is done of the next
 
     def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
         """The network on this worker's device; gradients averaged over the workers where there are several.

@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 Epoch = dict[str, float]
+WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def fit(
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     augment: Callable[[Batch, np.ndarray], Batch] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    within: Callable[[float], None] | None = None,
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
@@ -80,6 +82,8 @@ def fit(
         evaluate: called after each epoch with the bare model in eval mode, without gradients, on rank 0.
         augment: ``augment(batch, seeds)`` on the device; ``seeds`` is uint64 [rows], one per row from (seed, epoch,
             key), to be spent with ``uniform``; so a row is augmented alike in whatever batch it comes.
+        progress, within: hear on rank 0 of each epoch, and every two seconds how many are done (3.25: a quarter of the
+            fourth).
         checkpoints: rank 0 saves every ``checkpoint_every`` epochs and at the end; all ranks resume from the latest.
         rank, world: which share of each batch this process takes. Needs torch.distributed when ``world`` > 1. Another
             ``world`` rounds otherwise and draws other dropout; batch norm must be synchronised to be that of the batch.
@@ -105,6 +109,7 @@ def fit(
     made_with = {} if checkpoints is None else _made_with(config, data)
     state = _resume(checkpoints, bare, optimizer, scaler, made_with)
     history: list[Epoch] = state.meta["history"]
+    spoke = time.perf_counter()
 
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -127,6 +132,9 @@ def fit(
                     if augment is not None:
                         batch = augment(batch, seeds)
                     total += _step(model, batch, loss, optimizer, scaler, config, device)
+                    if within is not None and rank == 0 and time.perf_counter() - spoke >= WITHIN_S:
+                        spoke = time.perf_counter()
+                        within(epoch + (step + 1) / steps)
             metrics = {"epoch": epoch + 1, "loss": _mean_over_workers(total / steps, world), "lr": rate}
             if not math.isfinite(metrics["loss"]):
                 raise FloatingPointError(

@@ -50,6 +50,7 @@ class AskingTrainer:
                 world=worker.world,
                 log=worker.log,
                 progress=worker.tell,
+                within=worker.within,
                 sample=_sampler(worker),
                 unreadable=unreadable(worker, data) if self.config.skip_unreadable else None,
             )

@@ -71,6 +71,7 @@ class ClassifierTrainer:
                 rank=worker.rank,
                 world=worker.world,
                 progress=worker.tell,
+                within=worker.within,
             )
         return Learnt(files, facts | {"unreadable": left_out})
 

@@ -50,6 +50,7 @@ class TwoLevelTrainer:
                 world=worker.world,
                 log=worker.log,
                 progress=worker.tell,
+                within=worker.within,
                 unreadable=unreadable(worker, data) if self.config.skip_unreadable else None,
             )
         return Learnt(files, facts)

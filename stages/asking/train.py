@@ -103,6 +103,7 @@ def train_asking(
     world: int = 1,
     log: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    within: Callable[[float], None] | None = None,
     sample: Sample | None = None,
     unreadable: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -112,7 +113,7 @@ def train_asking(
         data: batches of ``image`` uint8 [B, 3, h, w] (train: as ``AskingTraining.train_frame`` makes them; tune: at
             the network's size).
         wrap: puts the network on the device and, with ``world`` > 1, into DistributedDataParallel.
-        log, progress, sample: heard on rank 0 only.
+        log, progress, within, sample: heard on rank 0 only.
         unreadable: {split: {key: reason}}, if it is known which rows cannot be read; else ``skip_unreadable`` reads
             all of them to find out. Several workers need it: they must not find different ones.
 
@@ -170,6 +171,7 @@ def train_asking(
             evaluate=None if tune is None else lambda _: measure(agent, tune, config, device),
             augment=lambda batch, seeds: _lesson(config, batch, seeds),
             progress=told,
+            within=within,
             device=device,
             rank=rank,
             world=world,

@@ -57,6 +57,7 @@ def train_last_layer(
     rank: int = 0,
     world: int = 1,
     progress: Callable[[Progress], None] | None = None,
+    within: Callable[[float], None] | None = None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Trains on ``data["train"]`` (``image`` uint8, ``labels`` multi-hot); watches ``data["tune"]`` where there is one.
 
@@ -85,6 +86,7 @@ def train_last_layer(
         loss=_loss,
         evaluate=None if tune is None else lambda model: {"mean_ap": mean_precision(_precisions(model, tune, device))},
         progress=progress,
+        within=within,
         device=device,
         rank=rank,
         world=world,

@@ -87,6 +87,7 @@ def train_two_level(
     world: int = 1,
     log: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    within: Callable[[float], None] | None = None,
     unreadable: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Trains on ``data["train"]``, watches ``data["tune"]`` where there is one; goes on from ``checkpoints``.
@@ -95,7 +96,7 @@ def train_two_level(
         backbone: a classifier in eval mode; a copy of it is trained.
         data: batches of ``image`` uint8 [B, 3, h, w] (train: as `TwoLevelTraining.train_frame` makes them; tune: at
             the input's size), ``fine`` multi-hot [B, F] and ``coarse`` int64 [B] (-1: none).
-        log: hears of the features and of what is left out. progress: called after each epoch. Both on rank 0 only.
+        log: hears of the features and of what is left out. progress, within: see ``fit``. All on rank 0 only.
         unreadable: {split: {key: reason}}, if it is known which rows cannot be read; else ``skip_unreadable`` reads
             all of them to find out. Several workers need it: they must not find different ones.
         wrap: puts the network on the device and, with ``world`` > 1, into DistributedDataParallel.
@@ -146,6 +147,7 @@ def train_two_level(
             evaluate=None if tune is None else lambda model: measure(model, tune, config, forward, device),
             augment=augment,
             progress=progress,
+            within=within,
             device=device,
             rank=rank,
             world=world,

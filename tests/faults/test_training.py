@@ -17,12 +17,12 @@ from learning import Line, LineConfig, job
 
 from pipeline.engine import execute
 from pipeline.errors import RaylensError, UsageError
-from pipeline.learnt import Trained, read_trained
+from pipeline.learnt import Learnt, Trained, read_trained
 from pipeline.options import Options, Resources
 from pipeline.signals import RunStopped, Stop
 from pipeline.status import status
 from pipeline.storage import Folder
-from pipeline.train import train
+from pipeline.train import Epoch, Worker, train
 from pipeline.verify import verify
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -143,6 +143,19 @@ def test_drivers_stopped_and_killed_in_mid_epoch_are_resumed_to_the_same_end(
     execute(job(train_only=True), str(run), options(train_workers=0))
     assert events(run, "train")[-1]["checkpoint"] == 3
     assert learnt(run) == undisturbed
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_done_of_an_epoch_is_heard_before_its_end(cluster: str, tmp_path: Path, workers: int) -> None:
+    def function(worker: Worker) -> Learnt:
+        worker.within(0.5)
+        worker.tell(Epoch(1, 1, {"loss": 2.0}, 0.1))
+        return Learnt({"weights.bin": b"w"}, {})
+
+    heard: list[float] = []
+    told = {"within": heard.append, "heard": lambda done: heard.append(done.epoch), "log": len}
+    train(function, Folder(str(tmp_path)), fingerprint={}, workers=workers, **told)
+    assert heard == [0.5, 1]
 
 
 def stopped(driver: subprocess.Popen[str], run: Path) -> None:

@@ -38,6 +38,17 @@ def test_line_as_documented(clock: Clock) -> None:
     bar.close()
 
 
+def test_an_epoch_in_hand_counts_in_part(clock: Clock) -> None:
+    bar = Progress("train", 8, unit="epochs", stream=io.StringIO(), clock=clock)
+    clock.now += 10
+    bar.update({"ok": 0.5})
+    assert bar.line() == "train  0.5/8 epochs  6.2 %  0.05 epochs/s  ETA 2 min 30 s"
+    clock.now += 10
+    bar.shard_done({"ok": 1})
+    assert bar.line() == "train  1/8 epochs  12.5 %  0.05 epochs/s  ETA 2 min 20 s"
+    bar.close()
+
+
 def test_constant_work_gives_its_rate_whatever_the_size_of_the_bursts(clock: Clock) -> None:
     for burst, every in ((1, 0.1), (10, 1.0), (600, 60.0)):
         bar = Progress("sweep", 10**6, stream=io.StringIO(), clock=clock)

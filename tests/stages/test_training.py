@@ -179,6 +179,17 @@ def test_interrupted_training_ends_as_the_undisturbed_one_bit_for_bit(optimizer:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_what_is_done_of_an_epoch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    data = TensorData(["a", "b", "c", "d"], x=torch.ones(4, 1), y=torch.ones(4, 1))
+    config = replace(PLAIN, epochs=2, batch=1)
+    fit(nn.Linear(1, 1), data, config, loss=squares, within=told.append)
+    assert told == [], "not before two seconds"
+    monkeypatch.setattr("stages.training.WITHIN_S", 0.0)
+    fit(nn.Linear(1, 1), data, config, loss=squares, within=told.append)
+    assert told == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
+
+
 def test_finished_training_is_only_read_back() -> None:
     config, checkpoints, model = replace(PLAIN, epochs=3), Memory(), nn.Linear(1, 1)
     data = TensorData(["a", "b"], x=torch.ones(2, 1), y=torch.ones(2, 1))
