@@ -11,6 +11,8 @@ from pipeline.checkpoints import RECEIPT, CommittedCheckpoints, commit, read_com
 from pipeline.errors import RaylensError, UsageError
 from pipeline.storage import Folder
 
+_ELSEWHERE = "train into another run folder"
+
 
 @dataclass(frozen=True)
 class Learnt:
@@ -47,10 +49,12 @@ def refuse_other(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
     if changed and (
         CommittedCheckpoints(folder.child("checkpoints")).newest() or folder.child("result").exists(RECEIPT)
     ):
+        if then.get("version") != now.get("version"):  # the trainer's own: no setting that a user has
+            raise UsageError("a Raylens that trains otherwise began this", where=folder.url, cure=_ELSEWHERE)
         raise UsageError(
             "this training was begun with other settings: " + "; ".join(changed),
             where=folder.url,
-            cure="set them back, or train into another run folder",
+            cure=f"set them back, or {_ELSEWHERE}",
         )
 
 

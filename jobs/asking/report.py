@@ -134,6 +134,8 @@ def _learning(data: AskingReportData) -> Section:
         shown = f"noise of standard deviation {noise:g}, in units of y" if noise else "no noise"
         told.append(("on answers in training", shown))
         told.append(("weight of the questions' total variation", f"{facts['lesson']['smooth']:g}"))
+        if "question" in facts:
+            told.append(("questions", _QUESTIONS.format(**facts["question"])))
     else:
         told.append(("told in training", "nothing" if facts["hints"] == "none" else "squares at random, exactly"))
     epochs = [entry["epoch"] for entry in history]
@@ -158,6 +160,7 @@ def _learning(data: AskingReportData) -> Section:
     return Section("Learning", blocks)
 
 
+_QUESTIONS = "sharpness {sharpness:g}, {refusal:g} of the last one taken off; answers are painted over what was asked"
 _LOSSES = (("training", "loss"), ("tune", "tune_loss"))
 
 

@@ -116,7 +116,10 @@ def _honest(found: Evaluated, size: Sequence[int], problem: str) -> Notice:
                     f"last training loss {history[-1]['loss']:.3g}")  # fmt: skip
     text = f"Networks of one family at {size[1]}×{size[0]}, each trained with the same schedule."
     if problem == "natural":
-        text += " The paper trains on ImageNet's 1.28 million pictures: compare orders with it, not values."
+        text += (
+            " The paper trains on ImageNet's 1.28 million pictures: compare orders with it, not values. Unlike its "
+            "networks, these paint an answer over what was asked, and are pushed away from their last question."
+        )
     return Notice("What these networks have learnt from", text, told, tone="")
 
 

@@ -31,20 +31,29 @@ const TASKS = {
   },
 };
 
-// A question's logits and the last question (Float32Array; null: none) -> in 0..1, as stages/asking/agent.py.
-function questionOf(logits, last, { sharpness, level, refusal }) {
+// A question's logits and the last question (Float32Array; undefined: none) -> in 0..1, as stages/asking/agent.py.
+function questionOf(logits, last, { sharpness, level: odds, refusal }) {
   const asked = last && standard(last);
-  const z = standard(standard(logits).map((value, at) => value - (asked ? refusal * asked[at] : 0)));
+  const push = refusal * deviation(logits);
+  const z = standard(asked ? logits.map((value, at) => value - push * asked[at]) : logits);
   const top = z.reduce((most, value) => Math.max(most, value), -Infinity);
   const sum = z.reduce((total, value) => total + Math.exp(sharpness * (value - top)), 0);
-  const shift = level - Math.log(sum / z.length);
+  const shift = odds - Math.log(sum / z.length);
   return z.map((value) => 1 / (1 + Math.exp(-sharpness * (value - top) - shift)));
 }
 
+function average(values) {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
+
+function deviation(values) {
+  const middle = average(values);
+  return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / values.length + 1e-6);
+}
+
 function standard(values) {
-  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-  const variance = values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length;
-  return values.map((value) => (value - mean) / Math.sqrt(variance + 1e-6));
+  const [middle, scale] = [average(values), deviation(values)];
+  return values.map((value) => (value - middle) / scale);
 }
 
 class Talk {
@@ -92,14 +101,21 @@ class Talk {
     }
     const out = yield* this.network.forward(given);
     const y = new Maps(this.produced, height, width, out.values.slice(0, this.produced * this.pixels));
-    before?.y.values.forEach((last, at) => {
-      const q = before.question[at % this.pixels]; // the answer is painted over what was asked; the network changes that
-      const answer = told.answer[Math.floor(at / this.pixels)];
-      y.values[at] += this.answered === this.produced ? last + q * (answer - last) : last;
-    });
+    if (before) this.paint(y, before, told.answer);
     const question = questionOf(out.plane(this.produced), before?.question, this.formula);
     const picture = this.picture(() => this.task.pixel(this.of(this.x), this.of(y)));
     this.turns.push({ y, question, picture, psnr: this.psnr(picture), ...told });
+  }
+
+  /** The answer over what was asked about, to which `y` adds what the network makes of it. */
+  paint(y, before, answer) {
+    for (this.at = 0; this.at < this.pixels; this.at++) {
+      const q = before.question[this.at] * this.task.covers(this.of(this.x));
+      for (let k = 0; k < this.produced; k++) {
+        const last = before.y.values[k * this.pixels + this.at];
+        y.values[k * this.pixels + this.at] += last + q * (answer[k] - last);
+      }
+    }
   }
 
   /** What is answered to a question, and its colour for people: at the mean lightness of what was asked about. */

@@ -32,7 +32,7 @@ class AskingTrainer:
     """
 
     config: AskingTraining
-    version: int = 5
+    version: int = 6
 
     def __call__(self, worker: Worker) -> Learnt:
         frames = {"train": self.config.train_frame, "tune": self.config.preprocess}

@@ -1,1 +1,1 @@
-"""What the trainings of several jobs share: images from key tables, and which of them cannot be read."""
+"""What jobs that train share: what a user writes of it, their images, and which of them cannot be read."""

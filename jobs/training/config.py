@@ -1,4 +1,4 @@
-"""What a user writes of any training; a job's own section adds to it and has its own defaults."""
+"""What a user writes of how networks are trained; a job's own section adds to it and has its own defaults."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FitSection(Section):
     warmup: float = Field(default=0.1, ge=0, le=1)
     clip: float | None = Field(default=5.0, gt=0)
     precision: Literal["float32", "bf16", "fp16"] = "float32"
-    monitor: str | None = None  # the best epoch's weights are kept; absent: the last one's
+    monitor: str | None = None  # the best epoch's weights are kept; null: the last one's
     patience: int | None = Field(default=None, ge=1)  # stop after so many epochs without a better one
     checkpoint_every: int = Field(default=1, ge=1)
     augment: AugmentSection | None = AugmentSection()
@@ -44,5 +44,5 @@ class FitSection(Section):
     @model_validator(mode="after")
     def _patience_needs_a_monitor(self) -> Self:
         if self.patience is not None and self.monitor is None:
-            raise ValueError("patience needs a monitor to watch: tune_loss or loss")
+            raise ValueError("patience needs training.monitor: what is watched")
         return self

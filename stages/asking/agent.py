@@ -16,29 +16,30 @@ from stages.asking.tasks import task_of
 from stages.asking.unet import UNet, UNetConfig
 
 WEIGHTS = "agent.safetensors"
-# What makes a question of logits (:func:`question_of`), in standard deviations of them.
+# What makes a question of logits (:func:`question_of`): log-odds a standard deviation, log-odds where all is alike, and
+# the share of the last question that is taken off.
 FORMULA = {"sharpness": 3.0, "level": 1.0, "refusal": 0.7}
-_FLAT = 1e-6  # added to the variance: logits that are all alike ask for everything alike
+_FLAT = 1e-6  # added to variances: logits that are all alike but for rounding ask for everything alike
 
 
 class UNetAgent(nn.Module):
     """One turn of a task (stages.asking.paradigm.Agent); results are float32 under autocast too.
 
-    A turn paints the answer over what was asked, (1 - q) y + c, where answers are in the units of y, and the U-Net says
-    by how much that changes: what earlier answers told is not lost, and an answer is of use before anything is learnt.
+    A turn starts from what the answer makes of y by itself (``AnswerRule.paint``), and the U-Net says by how much that
+    changes: what earlier answers told is not lost, and an answer is of use before anything is learnt.
     """
 
     def __init__(self, task: Task, config: UNetConfig) -> None:
         super().__init__()
-        self.config, self.produced, self.paints = config, task.produced, task.answered == task.produced
+        self.config, self.produced, self.rule = config, task.produced, task.rule
         self.body = UNet(task.observed + 1 + task.answered + task.produced, task.produced + 1, config)
 
     def forward(self, x: Tensor, question: Tensor, hint: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         seen = torch.cat([x, question, hint, y], 1)
         out = self.body(seen.contiguous(memory_format=torch.channels_last))
         out = out if out.dtype == torch.float64 else out.float()
-        known = y + hint - question * y if self.paints else y
-        return known + out[:, : self.produced], question_of(out[:, self.produced :], question)
+        change, logits = out[:, : self.produced], out[:, self.produced :]
+        return self.rule.paint(y, question, hint) + change, question_of(logits, question)
 
     def to_files(self) -> dict[str, bytes]:
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self.state_dict().items()}
@@ -46,21 +47,26 @@ class UNetAgent(nn.Module):
 
 
 def question_of(logits: Tensor, last: Tensor) -> Tensor:
-    """Logits and the last question, [B, 1, H, W] each -> in 0..1: some places rather than others, and new ones.
+    """Logits and the last question, [B, 1, H, W] each -> in 0..1: some places rather than others.
 
-    sigmoid(s z - log mean exp(s z) + level), z = standardised(standardised(logits) - refusal * standardised(last)).
-    A plain sigmoid of photographs settles on asking about everything at once; without the refusal, agents ask about a
-    picture's largest part again and again, which no gradient leads out of (tests/bench/RESULTS.md has both). Taken off
-    the mean of exp, something small can be asked about alone.
+    sigmoid(s z - log mean exp(s z) + level), z = standardised(logits - refusal * their deviation * standardised(last)).
+    A plain sigmoid of photographs settles on asking about everything at once. Without the refusal agents settle on
+    asking about a picture's largest part again and again (tests/bench/RESULTS.md has both). It pushes away from the
+    last question, and from that one alone: a wish that correlates 0.7 with it comes out uncorrelated, the very same
+    wish unchanged. Taken off the mean of exp, something small can be asked about alone.
     """
-    z = FORMULA["sharpness"] * _standard(_standard(logits) - FORMULA["refusal"] * _standard(last))
+    wish = logits - FORMULA["refusal"] * _deviation(logits) * _standard(last)
+    z = FORMULA["sharpness"] * _standard(wish)
     mean = z.flatten(1).logsumexp(1) - math.log(z[0].numel())
     return (z - mean[:, None, None, None] + FORMULA["level"]).sigmoid()
 
 
+def _deviation(plane: Tensor) -> Tensor:
+    return (plane.var((2, 3), correction=0, keepdim=True) + _FLAT).sqrt()
+
+
 def _standard(plane: Tensor) -> Tensor:
-    centred = plane - plane.mean((2, 3), keepdim=True)
-    return centred / (centred.square().mean((2, 3), keepdim=True) + _FLAT).sqrt()
+    return (plane - plane.mean((2, 3), keepdim=True)) / _deviation(plane)
 
 
 def new_agent(task: Task, config: UNetConfig, seed: int = 0) -> UNetAgent:
@@ -72,7 +78,7 @@ def new_agent(task: Task, config: UNetConfig, seed: int = 0) -> UNetAgent:
 
 def described(task: Task, config: UNetConfig) -> dict[str, Any]:
     """What :func:`trained_agent` needs to know beside the weights, JSON-able."""
-    return {"task": asdict(task), "unet": asdict(config), "question": FORMULA}  # type: ignore[call-overload]
+    return {"task": asdict(task), "unet": asdict(config), "question": dict(FORMULA)}  # type: ignore[call-overload]
 
 
 def trained_agent(facts: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[Task, UNetAgent]:

@@ -29,6 +29,10 @@ class MeanAnswer:
     def hint(self, question: Tensor, answer: Tensor) -> Tensor:
         return question * answer[:, :, None, None]
 
+    def paint(self, y: Tensor, question: Tensor, hint: Tensor) -> Tensor:
+        """(1 - q) y + c: the answer over what was asked."""
+        return y + hint - question * y
+
 
 def truthful(rule: AnswerRule, truth: Tensor, noise: Tensor | None = None) -> Answerer:
     """Answers by the rule; ``noise`` [B, T, K] is added. Of ``truth`` [B, C, H, W] the first rows are read."""

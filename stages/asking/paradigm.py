@@ -27,6 +27,10 @@ class AnswerRule(Protocol):
         """The answer laid out over the question, for the agent to read: [B, K, H, W]."""
         ...
 
+    def paint(self, y: Tensor, question: Tensor, hint: Tensor) -> Tensor:
+        """What the answer alone makes of y [B, C, H, W]; y itself, where answers are not in its units."""
+        ...
+
 
 class Task(Protocol):
     """What is learnt: what the agent sees of a picture, what it makes of it, and the rule of answers."""

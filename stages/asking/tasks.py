@@ -145,6 +145,9 @@ class _InHole(MeanAnswer):
     def answer(self, question: Tensor, truth: Tensor) -> Tensor:
         return super().answer(question * hole_of(question, self.hole), truth)
 
+    def paint(self, y: Tensor, question: Tensor, hint: Tensor) -> Tensor:
+        return y + hole_of(y, self.hole) * (hint - question * y)
+
 
 def _told(lab: Tensor) -> Tensor:
     """CIELAB [3] -> 2 RGB - 1 [3], the nearest that sRGB has."""

@@ -118,8 +118,8 @@ def train_asking(
             all of them to find out. Several workers need it: they must not find different ones.
 
     Returns:
-        The files of the trained agent, and facts: task, unet, lesson, preprocess, history, best_epoch, metrics (of
-        the best epoch), rows, unreadable.
+        The files of the trained agent, and facts: task, unet, question, lesson, hints, side, preprocess, history,
+        best_epoch, metrics (of the best epoch), rows, unreadable.
 
     Raises:
         ValueError: a split without a row, too few rows, a row that cannot be read, a monitor without a tune split, and

@@ -159,7 +159,7 @@ def test_the_network_of_the_page_is_that_of_the_run(browser: Any, made: Made, sc
 
 
 @browsing
-@pytest.mark.parametrize("task", [ColorDrawing(hints=2), Inpaint(hints=1, hole=0.4)], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [ColorDrawing(hints=2), Inpaint(hints=2, hole=0.4)], ids=lambda task: task.name)
 def test_every_problem_runs_on_the_page(browser: Any, tmp_path: Path, task: Task) -> None:
     made = make(tmp_path / "page", task, UNetConfig(4, 2), 16, 16)
     with opened(browser, made.path) as page:

@@ -40,8 +40,13 @@ def test_a_conversation_is_the_recursion_written_out(task: Task) -> None:
     q, c, y = torch.zeros(2, 1, 12, 10), torch.zeros(2, task.answered, 12, 10), torch.zeros(2, task.produced, 12, 10)
     for turn in turns:
         out = agent.body(torch.cat([x, q, c, y], 1).double())
-        y = (1 - q) * y + c + out[:, : task.produced]
-        z = 3 * standard(standard(out[:, task.produced :]) - 0.7 * standard(q))
+        painted = (1 - q) * y + c
+        if task.name == "inpaint":  # nothing is painted over what is seen
+            painted, inside = y.clone(), painted[:, :, 3:9, 2:7]
+            painted[:, :, 3:9, 2:7] = inside
+        y, logits = painted + out[:, : task.produced], out[:, task.produced :]
+        deviation = (logits.var((2, 3), correction=0, keepdim=True) + 1e-6).sqrt()
+        z = 3 * standard(logits - 0.7 * deviation * standard(q))
         q = 1 / (1 + torch.exp(z).mean((2, 3), True) * torch.exp(-z - 1))
         assert torch.allclose(turn.y, y, rtol=1e-12, atol=1e-12)
         assert torch.allclose(turn.question, q, rtol=1e-12, atol=1e-12)
@@ -144,6 +149,9 @@ class _Count:
     def hint(self, question: Tensor, answer: Tensor) -> Tensor:
         return answer[:, :, None, None].expand(-1, -1, *question.shape[2:])
 
+    def paint(self, y: Tensor, question: Tensor, hint: Tensor) -> Tensor:
+        return y
+
 
 @dataclass(frozen=True)
 class _Dim(ColorNatural):
@@ -202,6 +210,21 @@ def test_an_agent_comes_back_from_what_is_kept_of_it(name: str) -> None:
             trained_agent(other, agent.to_files())
     with pytest.raises(LookupError, match="there is no task 'sing': the tasks are natural, drawing, inpaint"):
         task_of({"name": "sing"})
+
+
+def test_the_refusal_pushes_away_from_the_last_question_alone() -> None:
+    last, other = torch.zeros(2, 1, 1, 20, 20, dtype=torch.float64)
+    last[..., :10], other[..., :10, :] = 1, 1  # each is half of the picture, and they are uncorrelated
+    q = [question_of(0.7 * last + math.sqrt(1 - 0.49) * other, asked).flatten() for asked in (0 * last, last)]
+    wish = [torch.corrcoef(torch.stack([(found / (1 - found)).log(), last.flatten()]))[0, 1].item() for found in q]
+    assert wish == pytest.approx([0.7, 0.0], abs=1e-3), "a wish that correlates 0.7 with it comes out uncorrelated"
+    torch.testing.assert_close(question_of(last, last), question_of(last, 0 * last), rtol=0, atol=1e-3)
+
+
+def test_rounding_is_no_question() -> None:
+    noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    question = question_of(1 + 1e-6 * noise, torch.zeros(1, 1, 32, 32))
+    assert (question - 1 / (1 + math.exp(-1))).abs().max() < 0.01
 
 
 def test_a_question_prefers_new_places_whatever_the_level_and_scale_of_its_logits() -> None:
