@@ -16,7 +16,6 @@ from stages.baselines.compare_row import Measures, Seen, measured, result_schema
 from stages.baselines.query import Output, Query
 from stages.baselines.registry import Method, Setting, build, check, check_options, layers_of
 from stages.blur import gaussian_blur
-from stages.chip.maps import upsample
 from stages.metrics.boxes import CENTER_SIZES, THRESHOLDS, check_thresholds
 from stages.metrics.deletion import deletion_curves
 from stages.metrics.mean_boxes import ALPHAS
@@ -24,6 +23,7 @@ from stages.metrics.robustness import fgsm
 from stages.metrics.truth import Frame
 from stages.network import Cut, cut
 from stages.preprocess import Preprocess
+from stages.resize import upsample
 
 
 @dataclass(frozen=True)

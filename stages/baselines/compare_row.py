@@ -15,7 +15,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from stages.baselines.asking import Pair
 from stages.baselines.rectangles import RECTANGLES
-from stages.chip.maps import upsample
 from stages.metrics.boxes import best_iou, level_boxes, threshold_levels
 from stages.metrics.masks import level_mask_ious
 from stages.metrics.mean_boxes import mean_boxes
@@ -23,6 +22,7 @@ from stages.metrics.pointing import Point, distance, middle, peak
 from stages.metrics.robustness import rank_correlation
 from stages.metrics.salient import Salient, salient
 from stages.metrics.truth import Frame
+from stages.resize import upsample
 from stages.schema import column
 
 

@@ -75,7 +75,7 @@ METHODS: dict[str, str] = {
     "c_mwp": "stages.baselines.excitation:ContrastiveMwp",
     "occlusion": "stages.baselines.occlusion:Occlusion",
     "lime": "stages.baselines.lime:Lime",
-    "gfi": "stages.gfi.method:Gfi",
+    "gfi": "stages.baselines.gfi:Gfi",
     "optimised_mask": "stages.baselines.optimised_mask:OptimisedMask",
     "ft": "stages.baselines.frequency_tuned:FrequencyTuned",
 }

@@ -15,12 +15,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 from stages.baselines.query import Output, Query
 from stages.baselines.rectangles import RECTANGLES
 from stages.baselines.registry import Method, Setting, build, layers_of
-from stages.chip.maps import upsample
 from stages.metrics.boxes import CENTER_SIZES, THRESHOLDS, best_iou, check_thresholds, level_boxes, threshold_levels
 from stages.metrics.masks import level_mask_ious
 from stages.metrics.truth import Frame
 from stages.network import Cut, cut
 from stages.preprocess import Preprocess
+from stages.resize import upsample
 from stages.schema import column
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch.nn.functional import interpolate
 
 from stages.baselines.guided import guided_gradient
 from stages.baselines.query import Query
 from stages.baselines.registry import Setting
 from stages.chip.solve import NO_FIT
+from stages.resize import upsample
 
 
 def chip_map(activation: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -23,11 +23,6 @@ def chip_map(activation: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             f"weights of {weights.shape[-1]} channels on a layer of {activation.shape[1]}: they were fitted on another"
         )
     return torch.einsum("brk,bkhw->brhw", weights.to(activation.dtype), activation)
-
-
-def upsample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """[B, R, h, w] to (height, width): bilinear, align_corners=False."""
-    return interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def product(a: torch.Tensor, b: torch.Tensor, *, signed: bool = False) -> torch.Tensor:

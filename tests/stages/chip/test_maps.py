@@ -11,8 +11,9 @@ from torch import nn
 from stages.baselines.guided import guided_gradient
 from stages.baselines.query import Query
 from stages.baselines.registry import Setting, build
-from stages.chip.maps import ChannelWeights, chip_map, guided, product, refined, upsample
+from stages.chip.maps import ChannelWeights, chip_map, guided, product, refined
 from stages.network import cut
+from stages.resize import upsample
 
 
 def test_chip_map_by_hand_is_signed() -> None:
