@@ -274,7 +274,7 @@ def test_run_again_it_answers_from_what_is_there_and_other_settings_are_refused(
         (["learn.back=1"], "back"),
         (["learn.problem=sing"], "natural"),
         (["network.most=2"], "most"),
-        (["training.patience=3"], "patience needs a monitor"),
+        (["training.patience=3"], "patience needs training.monitor"),
     ],
 )
 def test_mistakes_are_told_before_any_work(project: Path, sets: list[str], words: str) -> None:
