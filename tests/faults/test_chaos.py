@@ -10,7 +10,6 @@ from chaos import Chaos, ground
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
-@pytest.mark.long
 def test_runs_that_are_killed_at_everywhere_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
     with ground() as place:
         chaos = Chaos(
