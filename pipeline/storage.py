@@ -218,7 +218,9 @@ class Folder:
                 self.fs.pipe_file(f"{self.root}/{name}", data, mode="create")
             except FileExistsError:
                 return self._is_there(name, data)
-            except (NotImplementedError, TypeError):  # a store without conditional PUT: the last wins
+            except (NotImplementedError, TypeError):  # no conditional PUT: of two at the same moment the last wins
+                if self.exists(name):
+                    return self._is_there(name, data)
                 self.fs.pipe_file(f"{self.root}/{name}", data)
             return True
 

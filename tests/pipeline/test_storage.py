@@ -74,6 +74,25 @@ def test_names_with_spaces_and_other_scripts(folder: Folder) -> None:
     assert len(folder.list()) == 4
 
 
+@pytest.mark.parametrize("refusal", [NotImplementedError, TypeError])
+def test_the_first_stands_on_a_store_that_cannot_create_if_absent(
+    monkeypatch: pytest.MonkeyPatch, refusal: type[Exception]
+) -> None:
+    folder = Folder(f"memory://plain-{uuid.uuid4().hex}")
+    put = folder.fs.pipe_file
+
+    def without_conditions(path: str, data: bytes, mode: str = "overwrite") -> None:
+        if mode == "create":
+            raise refusal("no such mode")
+        put(path, data)
+
+    monkeypatch.setattr(folder.fs, "pipe_file", without_conditions)
+    assert folder.create("receipt.json", b"first") is True
+    assert folder.create("receipt.json", b"second") is False
+    assert folder.create("receipt.json", b"first") is True, "its own, sent again"
+    assert folder.read("receipt.json") == b"first"
+
+
 @given(data=st.binary(max_size=1000))
 def test_bytes_come_back_as_they_went(data: bytes) -> None:
     folder = Folder("memory://roundtrip/x")
