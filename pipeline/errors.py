@@ -1,6 +1,9 @@
-"""The one error a user of Raylens is meant to see."""
+"""The one error a user of Raylens is meant to see, and a cure that several of them share."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline.redaction import redact_urls
 
@@ -35,3 +38,10 @@ class UsageError(RaylensError):
     """Bad usage or config: the user can mend it before anything runs."""
 
     exit_code = 2
+
+
+def cure_of_change(then: Mapping[str, Any], now: Mapping[str, Any], elsewhere: str) -> str:
+    """What to do where a step's fields are not those it was begun with: nobody can set a version back."""
+    if then.get("version") != now.get("version"):
+        return f"use the version of Raylens that began it, or {elsewhere}"
+    return f"set these fields back, or {elsewhere}"

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.checkpoints import RECEIPT, CommittedCheckpoints, commit, read_committed
-from pipeline.errors import RaylensError, UsageError
+from pipeline.errors import RaylensError, UsageError, cure_of_change
 from pipeline.storage import Folder
-
-_ELSEWHERE = "train into another run folder"
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,10 @@ def refuse_other(folder: Folder, fingerprint: Mapping[str, Any]) -> None:
     if changed and (
         CommittedCheckpoints(folder.child("checkpoints")).newest() or folder.child("result").exists(RECEIPT)
     ):
-        if then.get("version") != now.get("version"):  # the trainer's own: no setting that a user has
-            raise UsageError("a Raylens that trains otherwise began this", where=folder.url, cure=_ELSEWHERE)
         raise UsageError(
             "this training was begun with other settings: " + "; ".join(changed),
             where=folder.url,
-            cure=f"set them back, or {_ELSEWHERE}",
+            cure=cure_of_change(then, now, "train into another run folder"),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import images
-from pipeline.errors import RaylensError, UsageError
+from pipeline.errors import RaylensError, UsageError, cure_of_change
 from pipeline.estimate import Measured
 from pipeline.steps import Measure, Reduce, Train, config_fields, row_schema
 from pipeline.storage import Folder
@@ -217,7 +217,7 @@ def refuse_other(frozen: Plan, fields: Mapping[str, Any], where: str) -> None:
             f"step '{frozen.step}' was planned with other settings; its rows would not mix:\n    "
             + "\n    ".join(lines),
             where=where,
-            cure="set these fields back, or give another run folder with --run",
+            cure=cure_of_change(frozen.fields, fields, "give another run folder with --run"),
         )
 
 

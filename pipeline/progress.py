@@ -24,7 +24,7 @@ class Progress:
 
     ``done`` rows (in ``shards_done`` shards) were committed by earlier drivers: they count as progress, not as speed.
     On a terminal one line is kept up to date; elsewhere a line is printed after 2 s, then at most every 10 s, and one
-    at the end. Close it, or use it as a context manager. Safe from any thread.
+    at the end. ``forgets_s``: seconds over which the rate forgets. Close it, or use it as a context manager. Safe from any thread.
     """
 
     def __init__(
@@ -40,12 +40,13 @@ class Progress:
         stream: TextIO | None = None,
         first_s: float = 2.0,
         every_s: float = 10.0,
+        forgets_s: float = _TAU,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.step, self.total, self.shards, self.unit = step, total, shards, unit
         self.committed, self.shards_done, self.workers = done, shards_done, workers
         self.stream = sys.stderr if stream is None else stream
-        self.every_s, self.clock = every_s, clock
+        self.every_s, self.forgets_s, self.clock = every_s, forgets_s, clock
         self._failed = 0
         self._in_hand: dict[str, float] = {}
         self._resumed = done
@@ -135,7 +136,7 @@ class Progress:
         gained = self.rows - self._high
         # Rows come in bursts: they count as spread over the time since the rows before them.
         if gained > 0 and now > self._last:
-            fade = math.exp(-(now - self._last) / _TAU)
+            fade = math.exp(-(now - self._last) / self.forgets_s)
             self._weighted = self._weighted * fade + gained / (now - self._last) * (1 - fade)
             self._weight = self._weight * fade + (1 - fade)
             self._high, self._last, self._seen = self.rows, now, now
@@ -225,7 +226,7 @@ def duration(seconds: float) -> str:
 
 
 def _count(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+    return f"{value:,.1f}".removesuffix(".0")
 
 
 def _figure(value: float) -> str:

@@ -24,6 +24,8 @@ from pipeline.train_part import Material
 from pipeline.train_worker import Epoch
 from pipeline.trainings import batch_wanted, epochs_wanted
 
+_EPOCHS_S = 3600.0  # seconds over which the rate forgets: longer than what stands between epochs, so that it counts
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
@@ -67,7 +69,9 @@ class TrainStep:
         self.options.say(f"step '{name}': trains {places.told}")
         done = CommittedCheckpoints(folder.child("checkpoints")).newest()
         events.say("train", step=name, workers=workers, world=max(1, workers), gpus_per_worker=gpus, checkpoint=done)
-        with Progress(name, epochs_wanted(fields) or 0, done=done, unit="epochs", workers=workers) as progress:
+        with Progress(
+            name, epochs_wanted(fields) or 0, done=done, unit="epochs", workers=workers, forgets_s=_EPOCHS_S
+        ) as progress:
             told = _Told(name, progress, events, done)
             material = Material(
                 self.run.keys.url, self.step.splits, self.step.inputs, self.job.limits, self.options.code_path

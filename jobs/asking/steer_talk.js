@@ -32,13 +32,13 @@ const TASKS = {
 };
 
 // A question's logits and the last question (Float32Array; undefined: none) -> in 0..1, as stages/asking/agent.py.
-function questionOf(logits, last, { sharpness, level: odds, refusal }) {
+function questionOf(logits, last, { sharpness, level, refusal }) {
   const asked = last && standard(last);
   const push = refusal * deviation(logits);
   const z = standard(asked ? logits.map((value, at) => value - push * asked[at]) : logits);
   const top = z.reduce((most, value) => Math.max(most, value), -Infinity);
   const sum = z.reduce((total, value) => total + Math.exp(sharpness * (value - top)), 0);
-  const shift = odds - Math.log(sum / z.length);
+  const shift = level - Math.log(sum / z.length);
   return z.map((value) => 1 / (1 + Math.exp(-sharpness * (value - top) - shift)));
 }
 
@@ -89,7 +89,7 @@ class Talk {
     const { height, width } = this.x;
     const given = new Maps(this.network.inputs, height, width);
     given.values.set(this.x.values);
-    const told = before && this.reply(before.question, number - 1);
+    const { weights, ...told } = before ? this.reply(before.question, number - 1) : {};
     if (before) {
       const at = this.x.channels * this.pixels;
       given.values.set(before.question, at);
@@ -101,21 +101,17 @@ class Talk {
     }
     const out = yield* this.network.forward(given);
     const y = new Maps(this.produced, height, width, out.values.slice(0, this.produced * this.pixels));
-    if (before) this.paint(y, before, told.answer);
+    if (before) this.paint(y, before.y, weights, told.answer);
     const question = questionOf(out.plane(this.produced), before?.question, this.formula);
     const picture = this.picture(() => this.task.pixel(this.of(this.x), this.of(y)));
     this.turns.push({ y, question, picture, psnr: this.psnr(picture), ...told });
   }
 
   /** The answer over what was asked about, to which `y` adds what the network makes of it. */
-  paint(y, before, answer) {
-    for (this.at = 0; this.at < this.pixels; this.at++) {
-      const q = before.question[this.at] * this.task.covers(this.of(this.x));
-      for (let k = 0; k < this.produced; k++) {
-        const last = before.y.values[k * this.pixels + this.at];
-        y.values[k * this.pixels + this.at] += last + q * (answer[k] - last);
-      }
-    }
+  paint(y, before, weights, answer) {
+    before.values.forEach((last, at) => {
+      y.values[at] += last + weights[at % this.pixels] * (answer[Math.floor(at / this.pixels)] - last);
+    });
   }
 
   /** What is answered to a question, and its colour for people: at the mean lightness of what was asked about. */
@@ -126,7 +122,7 @@ class Talk {
       return q * this.task.covers(this.of(x));
     });
     const answer = own ? this.task.told(rgbFrom(own)) : this.truth.map((plane) => mean(plane, weights));
-    return { answer, colour: this.task.shown(answer, mean(x.plane(0), question)), own: Boolean(own) };
+    return { weights, answer, colour: this.task.shown(answer, mean(x.plane(0), question)), own: Boolean(own) };
   }
 
   // One pixel after the other.

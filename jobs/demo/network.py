@@ -153,7 +153,6 @@ def learn(instances: dict[str, str], recipe: TrainingConfig, worker: Worker) -> 
         augment=vary,
         evaluate=lambda network: {"accuracy": accuracy(network, data["tune"])},
         progress=tell,
-        within=worker.within,
         device=worker.device,
         rank=worker.rank,
         world=worker.world,

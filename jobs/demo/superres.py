@@ -69,7 +69,6 @@ def learn(instances: dict[str, str], recipe: TrainingConfig, worker: Worker) -> 
         recipe,
         worker.checkpoints,
         loss=squared_error,
-        within=worker.within,
         device=worker.device,
         rank=worker.rank,
         world=worker.world,

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from pipeline.errors import UsageError
 from pipeline.models import ModelSpec, class_names
@@ -21,6 +20,7 @@ from stages.gfi.reading import full_mask
 from stages.metrics.boxes import largest_component
 from stages.metrics.localization import half_of
 from stages.preprocess import Preprocess
+from stages.resize import upsample
 
 Box = tuple[float, float, float, float]
 Found = tuple[int, float, Box, NDArray[np.bool_] | None]  # class, score, box, mask
@@ -90,7 +90,7 @@ class Drawing(ABC):
             return None
         size = (int(row["height"]), int(row["width"]))
         values = torch.from_numpy(np.asarray(heat, dtype=np.float32))[None, None]
-        large = interpolate(values, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
+        large = upsample(values, size)[0, 0].numpy()
         kept = (large >= cut) & (large > 0)
         return kept if kept.any() else None
 

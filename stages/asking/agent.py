@@ -16,10 +16,10 @@ from stages.asking.tasks import task_of
 from stages.asking.unet import UNet, UNetConfig
 
 WEIGHTS = "agent.safetensors"
-# What makes a question of logits (:func:`question_of`): log-odds a standard deviation, log-odds where all is alike, and
-# the share of the last question that is taken off.
-FORMULA = {"sharpness": 3.0, "level": 1.0, "refusal": 0.7}
-_FLAT = 1e-6  # added to variances: logits that are all alike but for rounding ask for everything alike
+# What makes a question of logits (:func:`question_of`): which formula, log-odds a standard deviation, log-odds where
+# all is alike, and the share of the last question that is taken off.
+FORMULA = {"form": 2, "sharpness": 3.0, "level": 1.0, "refusal": 0.7}
+_FLAT = 1e-6  # added to variances: logits alike but for rounding ask for everything alike, later for the rest
 
 
 class UNetAgent(nn.Module):

@@ -146,7 +146,8 @@ class _InHole(MeanAnswer):
         return super().answer(question * hole_of(question, self.hole), truth)
 
     def paint(self, y: Tensor, question: Tensor, hint: Tensor) -> Tensor:
-        return y + hole_of(y, self.hole) * (hint - question * y)
+        hidden = hole_of(y, self.hole)
+        return super().paint(y, question * hidden, hint * hidden)
 
 
 def _told(lab: Tensor) -> Tensor:

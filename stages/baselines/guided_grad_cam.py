@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import interpolate
 
 from stages.baselines.grad_cam import grad_cam
 from stages.baselines.guided import guided_gradient
 from stages.baselines.placement import AtLayer
 from stages.baselines.query import Query
+from stages.resize import upsample
 
 
 class GuidedGradCam(AtLayer):
@@ -24,5 +24,5 @@ class GuidedGradCam(AtLayer):
         """Signed, per colour: [B, R, 3, h, w]. Grad-CAM is bilinear here, align_corners=False."""
         cam = grad_cam(query.activation(self.layer), query.layer_gradient(self.layer))
         size = (query.x.shape[2], query.x.shape[3])
-        heat = interpolate(cam, size=size, mode="bilinear", align_corners=False)
+        heat = upsample(cam, size)
         return guided_gradient(query) * heat[:, :, None]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import interpolate
 
 from stages.baselines.frozen import Freezer, Frozen
 from stages.baselines.placement import AtImage
 from stages.baselines.query import Query
 from stages.blur import gaussian_blur
 from stages.gfi.stem import Blend
+from stages.resize import upsample
 
 
 class OptimisedMask(AtImage):
@@ -60,7 +60,7 @@ class OptimisedMask(AtImage):
 
     def losses(self, frozen: Frozen, blend: Blend, classes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """One loss for each row: [n]."""
-        large = interpolate(mask, size=blend.x.shape[2:], mode="bilinear", align_corners=False)
+        large = upsample(mask, (blend.x.shape[2], blend.x.shape[3]))
         kept = frozen.probabilities(blend.kept(large), classes)[:, 0]
         down, right = mask.diff(dim=2).abs() ** 3, mask.diff(dim=3).abs() ** 3
         rough = (down.sum(dim=(1, 2, 3)) + right.sum(dim=(1, 2, 3))) / mask[0].numel()

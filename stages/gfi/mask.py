@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch.nn.functional import interpolate
 
+from stages.resize import upsample
+
 Upsampling = Literal["scaled", "enlarged"]
 
 
@@ -30,7 +32,7 @@ def low_mask(heat: torch.Tensor, upsampling: Upsampling) -> torch.Tensor:
 def enlarge(low: torch.Tensor, size: tuple[int, int], upsampling: Upsampling) -> torch.Tensor:
     """:func:`low_mask`'s answer (or, for "enlarged", any positive multiple) at the input's size: [B, 1, H, W]."""
     if upsampling == "scaled":
-        return interpolate(low.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
+        return upsample(low.unsqueeze(1), size)
     large = interpolate(low.unsqueeze(1), size=size, mode="bilinear", align_corners=True)
     return _ratio(large - large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True))
 

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from stages.gfi.background import blurred, blurred_image, noise
 from stages.gfi.columns import schema
@@ -18,6 +17,7 @@ from stages.gfi.explainer import Answer, Begun, Explainer
 from stages.gfi.judge import measure, truth_of
 from stages.gfi.mask import enlarge
 from stages.metrics.robustness import fgsm
+from stages.resize import upsample
 
 Asked = list[tuple[int, str]]  # class id and what it came from
 
@@ -243,4 +243,4 @@ def _in_frame(mask: torch.Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
     """A mask [H, W] over the input, in the frame of comparison: bilinear, corners not aligned."""
     if tuple(mask.shape) == tuple(size):
         return mask.numpy()
-    return interpolate(mask[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    return upsample(mask[None, None], size)[0, 0].numpy()

@@ -49,6 +49,20 @@ def test_an_epoch_in_hand_counts_in_part(clock: Clock) -> None:
     bar.close()
 
 
+def test_what_stands_between_epochs_is_in_the_time_left_if_it_forgets_slowly(clock: Clock) -> None:
+    bar = Progress("train", 10, unit="epochs", stream=io.StringIO(), forgets_s=3600.0, clock=clock)
+    for _ in range(4):  # ten minutes of steps, then five without a word
+        for tick in range(1, 301):
+            clock.now += 2
+            bar.update({"ok": tick / 300})
+        clock.now += 300
+        bar.shard_done({"ok": 1})
+    clock.now += 2
+    bar.update({"ok": 1 / 300})
+    assert bar.eta_s == pytest.approx(6 * 900, rel=0.35)
+    bar.close()
+
+
 def test_constant_work_gives_its_rate_whatever_the_size_of_the_bursts(clock: Clock) -> None:
     for burst, every in ((1, 0.1), (10, 1.0), (600, 60.0)):
         bar = Progress("sweep", 10**6, stream=io.StringIO(), clock=clock)

@@ -205,7 +205,10 @@ def test_an_agent_comes_back_from_what_is_kept_of_it(name: str) -> None:
         assert torch.equal(getattr(ours, field.name), getattr(theirs, field.name))
     with pytest.raises(ValueError, match="of another network"):
         trained_agent(facts | {"unet": facts["unet"] | {"width": 8}}, agent.to_files())
-    for other in ({k: v for k, v in facts.items() if k != "question"}, facts | {"question": {"sharpness": 1.0}}):
+    for other in (
+        {k: v for k, v in facts.items() if k != "question"},
+        facts | {"question": facts["question"] | {"form": 1}},
+    ):
         with pytest.raises(ValueError, match="another formula for its questions: train again"):
             trained_agent(other, agent.to_files())
     with pytest.raises(LookupError, match="there is no task 'sing': the tasks are natural, drawing, inpaint"):
@@ -225,6 +228,10 @@ def test_rounding_is_no_question() -> None:
     noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     question = question_of(1 + 1e-6 * noise, torch.zeros(1, 1, 32, 32))
     assert (question - 1 / (1 + math.exp(-1))).abs().max() < 0.01
+    last = torch.zeros(1, 1, 32, 32)
+    last[..., :8] = 1
+    again = question_of(1 + 1e-6 * noise, last)
+    assert again[..., :8].max() < 0.2 < 0.7 < again[..., 8:].min(), "what was not asked about yet"
 
 
 def test_a_question_prefers_new_places_whatever_the_level_and_scale_of_its_logits() -> None:
