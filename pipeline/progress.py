@@ -24,7 +24,8 @@ class Progress:
 
     ``done`` rows (in ``shards_done`` shards) were committed by earlier drivers: they count as progress, not as speed.
     On a terminal one line is kept up to date; elsewhere a line is printed after 2 s, then at most every 10 s, and one
-    at the end. ``forgets_s``: seconds over which the rate forgets. Close it, or use it as a context manager. Safe from any thread.
+    at the end. ``forgets_s``: seconds over which the rate forgets. Close it, or use it as a context manager. Safe from
+    any thread.
     """
 
     def __init__(
