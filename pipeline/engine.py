@@ -235,8 +235,7 @@ class _Engine:
                 step.name, plan.shards, shards=plan.shards, done=len(good), shards_done=len(good), unit="blocks"
             ) as progress:
                 reduce_on_ray(reducing, todo, self.stop, progress)
-            for orphan in shards.orphans():
-                folder.remove(orphan)
+            shards.sweep(orphans=True)
         if todo or not folder.exists("metrics.json"):
             table = pa.concat_tables(list(shards.tables(getattr(step.reduction, "summary_columns", None))))
             folder.write("metrics.json", json.dumps(step.reduction.summary(table), indent=1).encode())

@@ -76,8 +76,7 @@ class MeasureStep:
             for split, plan in work.plans.items():
                 shards = Shards(folders[split], plan.shards)
                 shards.summarize(sum(s == split for s, _ in found))
-                for orphan in shards.orphans():
-                    shards.folder.remove(orphan)
+                shards.sweep(orphans=True)  # a killed driver's worker may have died after this one began
         self._check_totals(work.plans, found)
         order = {split: i for i, split in enumerate(self.step.splits)}
         return sorted(found, key=lambda item: (order[item[0]], item[1].shard)), told

@@ -168,10 +168,13 @@ class Shards:
         folders = {"": self.folder, "receipts/": self._receipts, "blobs/": self.folder.child("blobs")}
         return [f"{start}{name}" for start, folder in folders.items() for name in folder.leftovers()]
 
-    def sweep(self) -> None:
-        """Remove the leftovers; one that the storage keeps does no harm."""
+    def sweep(self, *, orphans: bool = False) -> None:
+        """Remove the leftovers; one that the storage keeps does no harm.
+
+        ``orphans``: those too. Only when every shard is committed: until its receipt is there, a writer's file is one.
+        """
         with contextlib.suppress(StorageError, OSError):
-            for left in self.leftovers():
+            for left in [*(self.orphans() if orphans else ()), *self.leftovers()]:
                 self.folder.remove(left)
 
     def table(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:

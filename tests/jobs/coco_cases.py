@@ -114,8 +114,9 @@ def kept_by_force(content: dict[str, Any], crowds: bool = True, people_only: boo
 
 
 def files_of(made: Run) -> dict[str, str]:
+    """What a run's readers find; a temporary file, which Ray may leave by killing a writer late, is not among it."""
     root = Path(made.url)
-    paths = [p for part in ("filter", "summary", "kept") for p in (root / part).rglob("*")]
+    paths = [p for part in ("filter", "summary", "kept") for p in (root / part).rglob("[!.]*")]
     return {
         str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in paths

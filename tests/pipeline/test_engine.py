@@ -84,3 +84,26 @@ def test_what_killed_writers_left_goes_with_the_next_drive_that_makes_shards(
     assert not any(file.exists() for file in left)
     assert runner.made == [("all", 0), ("all", 1), ("all", 2), ("all", 1)]
     assert status(str(tmp_path)).complete
+
+
+def test_what_a_killed_drivers_worker_left_after_the_drive_began_goes_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray takes a moment to kill the workers of a driver that is gone: one of them may die in the middle of a file."""
+    step = tmp_path / "double/all"
+    late = [
+        step / ".part-00001-of-00003-0a1b2c3d.parquet.0123456789ab.tmp",
+        step / "part-00001-of-00003-0a1b2c3d.parquet",
+    ]
+
+    class WithAnother(Here):
+        def run(self, work: Work, todo: list[tuple[str, int]], progress: Any) -> tuple[dict[Any, Receipt], Spent]:
+            for file in late:
+                file.write_bytes(b"PAR1")
+            return super().run(work, todo, progress)
+
+    monkeypatch.setattr("pipeline.runner.Runner", WithAnother)
+    execute(job(), str(tmp_path), QUIET)
+    assert not any(file.exists() for file in late)
+    assert len(list(step.glob("part-*.parquet"))) == 3
+    assert status(str(tmp_path)).complete
