@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from stages.training_device import autocast
 from stages.training_draws import epoch_order, number, row_seeds, uniform
 from stages.training_schedule import TrainingConfig, learning_rate
 from stages.training_state import Checkpoints, State
+from stages.training_watch import Epoch, best_epoch, is_stopped
 
 __all__ = [
     "Checkpoints",
@@ -42,10 +43,10 @@ __all__ = [
     "learning_rate",
     "row_seeds",
     "screen",
+    "speaker",
     "uniform",
 ]
 
-Epoch = dict[str, float]
 WITHIN_S = 2.0
 
 
@@ -114,7 +115,7 @@ def fit(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         for epoch in range(len(history), config.epochs):
-            if _stopped(history, config):
+            if is_stopped(history, config):
                 break
             began = time.perf_counter()
             torch.manual_seed(number(config.seed, "torch", epoch, rank) % 2**63)
@@ -144,7 +145,7 @@ def fit(
             history.append(metrics)
             if config.monitor and best_epoch(history, config) == epoch:
                 state.keep_best(bare)
-            last = epoch + 1 == config.epochs or _stopped(history, config)
+            last = epoch + 1 == config.epochs or is_stopped(history, config)
             if checkpoints is not None and rank == 0 and (last or (epoch + 1) % config.checkpoint_every == 0):
                 state.take(bare, optimizer, scaler, made_with, history)
                 checkpoints.save(epoch + 1, state.to_files())
@@ -154,6 +155,11 @@ def fit(
         state.restore_best(bare)
     bare.eval()
     return history
+
+
+def speaker(log: Callable[[str], None] | None, rank: int) -> Callable[[str], None]:
+    """``log`` on rank 0; elsewhere, or where there is none, nothing is said."""
+    return log if log is not None and rank == 0 else lambda _: None
 
 
 def _prepared(
@@ -186,18 +192,6 @@ def _step(
     scaler.step(optimizer)
     scaler.update()
     return value.detach().float()
-
-
-def best_epoch(history: Sequence[Epoch], config: TrainingConfig) -> int:
-    """Index into ``history`` of the best epoch by ``config.monitor``; the earliest of equals."""
-    values = [epoch[config.monitor or "loss"] for epoch in history]
-    return values.index(min(values) if config.mode == "min" else max(values))
-
-
-def _stopped(history: Sequence[Epoch], config: TrainingConfig) -> bool:
-    if not history or config.patience is None:
-        return False
-    return len(history) - 1 - best_epoch(history, config) >= config.patience
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -2,18 +2,19 @@
 
 A row comes out the same, to the last bit, in whatever batch and on whatever device: what is drawn depends on its seed,
 and bilinear weights are 7-bit integers. Nothing is averaged when a window shrinks: let the images come in little larger
-than the network's input (`stages.semantic.train.TwoLevelTraining.train_frame`).
+than the network's input (``crop_frame``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.preprocess import Preprocess
 from stages.training_draws import uniform
 
 ONE = 128  # a bilinear weight of 1
@@ -30,6 +31,12 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
             raise ValueError(f"scale {self.scale}, ratio {self.ratio}: give (low, high), above 0, scale at most 1")
+
+
+def crop_frame(frame: Preprocess) -> Preprocess:
+    """How images are best held that crops are taken from: at 8/7 of the size that the network sees."""
+    height, width = frame.size
+    return replace(frame, size=(round(height * 8 / 7), round(width * 8 / 7)), resize=None)
 
 
 def windows(

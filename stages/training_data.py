@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -122,3 +122,40 @@ def screen(data: Data, batch: int = 64) -> tuple[np.ndarray, dict[str, str]]:
                 except RowError as error:
                     bad[error.key] = error.reason
     return np.array(good, dtype=np.int64), bad
+
+
+def readable(
+    data: Mapping[str, Data],
+    known: Mapping[str, Mapping[str, str]] | None,
+    *,
+    skip: bool,
+    world: int,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Data], dict[str, dict[str, str]]]:
+    """Splits without the rows that cannot be read, and {split: {key: reason}} of what was left out.
+
+    Args:
+        known: the rows that cannot be read, where that is known already.
+        skip: read all rows to find out, where it is not; without it nothing else is left out.
+        say: hears of each split that lost rows.
+
+    Raises:
+        ValueError: nothing is left of a split; or several workers (``world``) would each have to find out.
+    """
+    left_out: dict[str, dict[str, str]] = {split: dict((known or {}).get(split, {})) for split in data}
+    if skip and known is None:
+        if world > 1:
+            raise ValueError("several workers leave out the same rows only if they are told which: give unreadable")
+        left_out = {split: screen(rows)[1] for split, rows in data.items()}
+    found: dict[str, Data] = {}
+    for split, rows in data.items():
+        bad = left_out[split]
+        if bad:
+            say(f"{len(bad)} of {len(rows)} images of {split} cannot be read: left out, first {next(iter(bad))}")
+        found[split] = without(rows, bad)
+        if not len(found[split]):  # a mean over nothing would pass for a loss of 0, the best of all
+            first = next(
+                (f"all {len(bad)} are left out, first {key}: {why}" for key, why in bad.items()), "it is empty"
+            )
+            raise ValueError(f"{split} has no image that can be read: {first}")
+    return found, left_out

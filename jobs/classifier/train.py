@@ -20,7 +20,7 @@ from pipeline.run import KeyTable, Run
 from pipeline.train import Worker
 from stages.classifier.train import ClassifierTraining, train_last_layer
 from stages.preprocess import Preprocess
-from stages.training_data import Subset
+from stages.training_data import Data, readable
 
 STEP = "learn"
 
@@ -51,16 +51,12 @@ class ClassifierTrainer:
     def __call__(self, worker: Worker) -> Learnt:
         config = self.config
         with ThreadPoolExecutor(max(1, cpu_count() // worker.local_world)) as pool:
-            data: dict[str, Any] = {
+            data: dict[str, Data] = {
                 split: LabelledImages(keys, config.preprocess, worker.limits, pool, config.classes)
                 for split, keys in worker.keys.items()
             }
-            left_out = unreadable(worker, data) if self.skip_unreadable else {}
-            for split, bad in left_out.items():
-                if bad:
-                    worker.log(f"{len(bad)} of {len(data[split])} images of {split} cannot be read: left out")
-                    keys = enumerate(data[split].keys(np.arange(len(data[split]))))
-                    data[split] = Subset(data[split], np.array([row for row, key in keys if key not in bad]))
+            known = unreadable(worker, data) if self.skip_unreadable else {}
+            data, left_out = readable(data, known, skip=False, world=worker.world, say=worker.log)
             files, facts = train_last_layer(
                 worker.inputs["network"],
                 data,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,13 +19,14 @@ from stages.asking.psnr import LARGEST
 from stages.asking.tasks import ColorNatural
 from stages.asking.unet import UNetConfig
 from stages.preprocess import Preprocess
-from stages.training import Progress, TrainingConfig, best_epoch, fit
+from stages.training import Progress, TrainingConfig, fit, speaker
 from stages.training_ahead import AHEAD, ahead
-from stages.training_augment import AugmentConfig, vary
-from stages.training_data import Batch, Data, gains_from_ahead, screen, slices, without
+from stages.training_augment import AugmentConfig, crop_frame, vary
+from stages.training_data import Batch, Data, gains_from_ahead, readable, slices
 from stages.training_device import autocast, tuned
 from stages.training_draws import row_seeds
 from stages.training_state import Checkpoints
+from stages.training_watch import learnt_epoch, require_measure, require_tune
 
 RECIPE = TrainingConfig(
     epochs=20, batch=32, optimizer="adamw", lr=1e-3, weight_decay=1e-4, warmup=0.1, clip=1.0, schedule="one_cycle"
@@ -63,10 +64,7 @@ class AskingTraining:
     def __post_init__(self) -> None:
         if self.side is not None and not 1 <= self.side <= min(self.preprocess.size):
             raise ValueError(f"side {self.side}: a hint is from 1 pixel on and no larger than the picture")
-        if self.training.monitor not in (None, "loss", *self.metrics):
-            raise ValueError(
-                f"monitor {self.training.monitor!r} is not measured: it is loss or one of {', '.join(self.metrics)}"
-            )
+        require_measure(self.training, self.metrics)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -86,10 +84,7 @@ class AskingTraining:
     @property
     def train_frame(self) -> Preprocess:
         """How training pictures are best held: 8/7 of the network's size where crops are taken from them."""
-        if self.augment is None:
-            return self.preprocess
-        height, width = self.preprocess.size
-        return replace(self.preprocess, size=(round(height * 8 / 7), round(width * 8 / 7)), resize=None)
+        return self.preprocess if self.augment is None else crop_frame(self.preprocess)
 
 
 def train_asking(
@@ -126,21 +121,10 @@ def train_asking(
             what ``fit`` raises.
     """
     device = torch.device(device)
-    left_out: dict[str, dict[str, str]] = {split: dict((unreadable or {}).get(split, {})) for split in data}
-    if config.skip_unreadable and unreadable is None:
-        if world > 1:
-            raise ValueError("several workers leave out the same rows only if they are told which: give unreadable")
-        left_out = {split: screen(rows)[1] for split, rows in data.items()}
-    for split, bad in left_out.items():
-        if bad and log is not None and rank == 0:
-            log(f"{len(bad)} of {len(data[split])} images of {split} cannot be read: left out, first {next(iter(bad))}")
-    data = {split: without(rows, left_out[split]) for split, rows in data.items()}
-    for split, rows in data.items():
-        if not len(rows):  # a mean over nothing would pass for a loss of 0, the best of all
-            raise ValueError(f"{split} has no image that can be read: {_first(left_out[split])}")
+    say = speaker(log, rank)
+    data, left_out = readable(data, unreadable, skip=config.skip_unreadable, world=world, say=say)
+    require_tune(config.training, config.metrics, data)
     tune = data.get("tune")
-    if tune is None and config.training.monitor in config.metrics:
-        raise ValueError(f"monitor {config.training.monitor!r} is measured on the tune split: give one, or no monitor")
     agent = new_agent(config.task, config.unet, config.training.seed).to(device)
     if config.hints == "asked":
         lesson: nn.Module = Lesson(agent, config.task, config.lesson)
@@ -176,16 +160,13 @@ def train_asking(
             rank=rank,
             world=world,
         )
-    best = best_epoch(history, config.training) if config.training.monitor else len(history) - 1
     facts = {
         **described(config.task, config.unet),
         "lesson": asdict(config.lesson),
         "hints": config.hints,
         "side": config.square,
         "preprocess": asdict(config.preprocess),
-        "history": history,
-        "best_epoch": best + 1,
-        "metrics": history[best],
+        **learnt_epoch(history, config.training),
         "rows": {split: len(rows) for split, rows in data.items()},
         "unreadable": left_out,
     }
@@ -216,11 +197,6 @@ def conversation(agent: UNetAgent, pixels: Tensor, keys: Sequence[str], config: 
     where = at_random(row_seeds(config.training.seed, 0, keys), config.told, config.square)
     told = OnOneMap(network(agent, config.task))
     return process(told, config.task, pixels, config.told, question=where)
-
-
-def _first(left: Mapping[str, str]) -> str:
-    """Of the rows that were left out, what is wrong with the first."""
-    return next((f"all {len(left)} are left out, first {key}: {why}" for key, why in left.items()), "it is empty")
 
 
 def _lesson(config: AskingTraining, batch: Batch, seeds: np.ndarray) -> Batch:

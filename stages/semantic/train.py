@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -17,12 +17,13 @@ from stages.semantic.judge import Tally
 from stages.semantic.losses import NO_LABEL
 from stages.semantic.network import Heads, Outputs, TwoLevelConfig, TwoLevelNetwork, image_loss, new_network
 from stages.semantic.rules import rules_for
-from stages.training import Progress, TrainingConfig, best_epoch, fit
+from stages.training import Progress, TrainingConfig, fit, speaker
 from stages.training_ahead import AHEAD, ahead
-from stages.training_augment import AugmentConfig, vary, whole
-from stages.training_data import Batch, Data, gains_from_ahead, screen, slices, without
+from stages.training_augment import AugmentConfig, crop_frame, vary, whole
+from stages.training_data import Batch, Data, gains_from_ahead, readable, slices
 from stages.training_device import autocast, tuned
 from stages.training_state import Checkpoints
+from stages.training_watch import learnt_epoch, require_measure, require_tune
 
 RECIPE = TrainingConfig(
     epochs=20, batch=64, optimizer="adamw", lr=1e-3, weight_decay=1e-4, warmup=0.1, clip=5.0, schedule="one_cycle"
@@ -50,10 +51,7 @@ class TwoLevelTraining:
     def __post_init__(self) -> None:
         if self.views < 1 or (self.views > 1 and (self.augment is None or not self.model.freeze)):
             raise ValueError(f"views {self.views}: more than 1 needs a frozen backbone and augment")
-        if self.training.monitor not in (None, "loss", *METRICS):
-            raise ValueError(
-                f"monitor {self.training.monitor!r} is not measured: it is loss or one of {', '.join(METRICS)}"
-            )
+        require_measure(self.training, METRICS)
 
     @property
     def judged_by(self) -> tuple[str, ...]:
@@ -69,10 +67,7 @@ class TwoLevelTraining:
     @property
     def train_frame(self) -> Preprocess:
         """How training images are best held: 8/7 of the input's size where crops are taken from them."""
-        if not self.varied:
-            return self.preprocess
-        height, width = self.preprocess.size
-        return replace(self.preprocess, size=(round(height * 8 / 7), round(width * 8 / 7)), resize=None)
+        return crop_frame(self.preprocess) if self.varied else self.preprocess
 
 
 def train_two_level(
@@ -109,19 +104,9 @@ def train_two_level(
         ValueError: too few rows, a row that cannot be read, a monitor without a tune split, and what ``fit`` raises.
     """
     device = torch.device(device)
-    say = log if log is not None and rank == 0 else _quiet
-    left_out: dict[str, dict[str, str]] = {split: dict((unreadable or {}).get(split, {})) for split in data}
-    if config.skip_unreadable and unreadable is None:
-        if world > 1:
-            raise ValueError("several workers leave out the same rows only if they are told which: give unreadable")
-        left_out = {split: screen(rows)[1] for split, rows in data.items()}
-    for split, bad in left_out.items():
-        if bad:
-            say(f"{len(bad)} of {len(data[split])} images of {split} cannot be read: left out, first {next(iter(bad))}")
-    data = {split: without(rows, left_out[split]) for split, rows in data.items()}
-    monitored = config.training.monitor in METRICS
-    if monitored and "tune" not in data:
-        raise ValueError(f"monitor {config.training.monitor!r} is measured on the tune split: give one, or no monitor")
+    say = speaker(log, rank)
+    data, left_out = readable(data, unreadable, skip=config.skip_unreadable, world=world, say=say)
+    require_tune(config.training, METRICS, data)
     if "tune" in data:
         _require_labels(data["tune"], config.evaluate_batch)
     network = new_network(backbone, config.model, config.preprocess.size, config.training.seed).to(device)
@@ -152,14 +137,11 @@ def train_two_level(
             rank=rank,
             world=world,
         )
-    best = best_epoch(history, config.training) if config.training.monitor else len(history) - 1
     facts = {
         "model": asdict(config.model),
         "preprocess": asdict(config.preprocess),
         "features": network.described,
-        "history": history,
-        "best_epoch": best + 1,
-        "metrics": history[best],
+        **learnt_epoch(history, config.training),
         "rows": counted,
         "unreadable": left_out,
         "rules": list(config.judged_by),
@@ -209,7 +191,3 @@ def _require_labels(data: Data, batch: int) -> None:
     """ValueError where nothing can be judged; reads up to the first image with a coarse label."""
     if not any(bool((data.batch(rows)["coarse"] != NO_LABEL).any()) for rows in slices(len(data), batch)):
         raise ValueError("no image of the tune split has a coarse label, so nothing can be judged: give labelled ones")
-
-
-def _quiet(line: str) -> None:
-    """Only rank 0 speaks, and only if asked."""

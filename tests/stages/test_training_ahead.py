@@ -11,6 +11,7 @@ from torch import nn
 
 from stages.training import RowError, Subset, TensorData, TrainingConfig, fit, screen
 from stages.training_ahead import AHEAD, ahead
+from stages.training_data import readable
 
 
 def producers() -> list[threading.Thread]:
@@ -117,6 +118,28 @@ def test_screening_finds_every_unreadable_row_and_the_rest_trains() -> None:
     assert subset.keys(np.array([2, 6])) == ["image-3", "image-8"]
     assert subset.batch(np.array([6]))["x"].item() == 8.0
     assert len(fit(nn.Linear(1, 1), subset, PLAIN, loss=squares)) == 2
+
+
+def test_splits_lose_what_cannot_be_read_and_none_may_lose_everything() -> None:
+    said: list[str] = []
+    data = {"train": Album({"image-7": "truncated"}), "tune": Album({}, rows=3)}
+    found, left_out = readable(data, None, skip=True, world=1, say=said.append)
+    assert left_out == {"train": {"image-7": "truncated"}, "tune": {}}
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 11, "tune": 3}
+    assert said == ["1 of 12 images of train cannot be read: left out, first image-7"]
+    data["train"].asked = 0
+    known = {"tune": {"image-1": "gone"}}
+    found, left_out = readable(data, known, skip=True, world=2, say=said.append)
+    assert left_out == {"train": {}, "tune": {"image-1": "gone"}}
+    assert data["train"].asked == 0, "what is known is not read again"
+    assert readable(data, None, skip=False, world=2, say=said.append)[1] == {"train": {}, "tune": {}}
+    with pytest.raises(ValueError, match="give unreadable"):
+        readable(data, None, skip=True, world=2, say=said.append)
+    gone = {"tune": {f"image-{n}": "gone" for n in range(3)}}
+    with pytest.raises(ValueError, match="tune has no image that can be read: all 3 are left out, first image-0: gone"):
+        readable(data, gone, skip=False, world=1, say=said.append)
+    with pytest.raises(ValueError, match="train has no image that can be read: it is empty"):
+        readable({"train": Album({}, rows=0)}, {}, skip=False, world=1, say=said.append)
 
 
 def test_what_is_learnt_is_the_same_with_and_without_the_thread() -> None:

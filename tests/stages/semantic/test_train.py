@@ -246,6 +246,8 @@ def test_mistakes_are_told() -> None:
     seen: list[str] = []
     with pytest.raises(ValueError, match="no image of the tune split has a coarse label"):
         train_two_level(backbone(), data, setting(epochs=1), log=seen.append, progress=lambda _: seen.append("epoch"))
+    with pytest.raises(ValueError, match="train has no image that can be read: it is empty"):
+        train_two_level(backbone(), data | {"train": album(0, size=18)}, setting(), log=seen.append)
     assert seen == [], "before anything is computed"
     with pytest.raises(ValueError, match="at least 1 and 2"):
         TwoLevelConfig(3, 1)
