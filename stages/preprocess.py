@@ -75,6 +75,17 @@ class Preprocess:
         out[:, 1::2] = np.clip(out[:, 1::2] * (new_height / height) - top, 0, self.size[0])
         return out.astype(np.float32)
 
+    def from_frame(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+        """Boxes (n, 4) in input pixels -> float64 (n, 4) in pixels of the ``width`` x ``height`` image they came from.
+
+        Clipped to the image. What ``to_frame`` does, undone, but for what a crop does not see.
+        """
+        out = np.asarray(boxes, np.float64).reshape(-1, 4).copy()
+        new_height, new_width, top, left = self._frame(width, height)
+        out[:, 0::2] = np.clip((out[:, 0::2] + left) * width / new_width, 0, width)
+        out[:, 1::2] = np.clip((out[:, 1::2] + top) * height / new_height, 0, height)
+        return out
+
     def _frame(self, width: int, height: int) -> tuple[int, int, int, int]:
         """(height, width) after resizing, and (top, left) of the kept window; torchvision's rounding."""
         if self.frame == "squash":

@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class Drawing(ABC):
         x0, y0, x1, y1 = (float(v) for v in flat)
         corners = np.array([x0, y0, x1 + edge, y1 + edge])
         if self.in_input:
-            corners = self._from_input(corners, int(row["width"]), int(row["height"]))
+            corners = self.preprocess.from_frame(corners, int(row["width"]), int(row["height"]))[0]
         found = [float(v) for v in corners]
         return found[0], found[1], found[2], found[3]
 
@@ -108,17 +108,6 @@ class Drawing(ABC):
         within = np.zeros_like(found)
         within[y0:y1, x0:x1] = found[y0:y1, x0:x1]
         return largest_component(within) if within.any() else None
-
-    def _from_input(self, box: NDArray[Any], width: int, height: int) -> NDArray[Any]:
-        new_height, new_width, top, left = self.preprocess._frame(width, height)
-        return np.array(
-            [
-                np.clip((box[0] + left) * width / new_width, 0, width),
-                np.clip((box[1] + top) * height / new_height, 0, height),
-                np.clip((box[2] + left) * width / new_width, 0, width),
-                np.clip((box[3] + top) * height / new_height, 0, height),
-            ]
-        )
 
     def _unit(self, split: str) -> Unit:
         held = [u for u in units(self.run, self.described) if u.step == self.step and u.plan]
@@ -164,36 +153,34 @@ class Drawing(ABC):
             return []
 
 
-class CompareDrawing(Drawing):
+class BestDrawing(Drawing):
+    """One class of each image, with the box and the map of the chosen method."""
+
+    class_column: ClassVar[str]  # classes, the best first
+    score_column: ClassVar[str]
+
+    def found(self, row: Mapping[str, Any]) -> Iterator[Found]:
+        at = self.at(row["key"])
+        flat = row[f"box/{self.method}"][4 * at : 4 * at + 4]
+        if len(flat) == 4:
+            shape, values = row[f"map_shape/{self.method}"], row[f"map/{self.method}"]
+            box, mask = self.box(flat, row), None
+            if shape:
+                heat = np.asarray(values, dtype=np.float32).reshape(-1, *shape[-2:])[0]  # of several classes the first
+                mask = self.component(heat, at, box, row)
+            yield int(row[self.class_column][0]), float(row[self.score_column][0]), box, mask
+
+
+class CompareDrawing(BestDrawing):
     """The first asked class of each image."""
 
-    step = "compare"
-
-    def found(self, row: Mapping[str, Any]) -> Iterator[Found]:
-        at = self.at(row["key"])
-        flat = row[f"box/{self.method}"][4 * at : 4 * at + 4]
-        if len(flat) == 4:
-            shape, values = row[f"map_shape/{self.method}"], row[f"map/{self.method}"]
-            box, mask = self.box(flat, row), None
-            if len(shape) == 3:
-                mask = self.component(np.asarray(values, dtype=np.float32).reshape(shape)[0], at, box, row)
-            yield int(row["asked"][0]), float(row["asked_scores"][0]), box, mask
+    step, class_column, score_column = "compare", "asked", "asked_scores"
 
 
-class ChipDrawing(Drawing):
+class ChipDrawing(BestDrawing):
     """The predicted class of each image."""
 
-    step = "localize"
-
-    def found(self, row: Mapping[str, Any]) -> Iterator[Found]:
-        at = self.at(row["key"])
-        flat = row[f"box/{self.method}"][4 * at : 4 * at + 4]
-        if len(flat) == 4:
-            shape, values = row[f"map_shape/{self.method}"], row[f"map/{self.method}"]
-            box, mask = self.box(flat, row), None
-            if len(shape) == 2:
-                mask = self.component(np.asarray(values, dtype=np.float32).reshape(shape), at, box, row)
-            yield int(row["classes"][0]), float(row["scores"][0]), box, mask
+    step, class_column, score_column = "localize", "classes", "scores"
 
 
 class GfiDrawing(Drawing):

@@ -62,6 +62,18 @@ def test_boxes_follow_the_pixels() -> None:
     assert crop.to_frame(np.zeros((0, 4)), 200, 400).shape == (0, 4)
 
 
+@pytest.mark.parametrize("preprocess", [Preprocess(size=(60, 45)), Preprocess(size=(60, 45), frame="crop", resize=66)])
+def test_boxes_come_back_to_the_image(preprocess: Preprocess) -> None:
+    boxes = np.array([[30.0, 25.0, 60.0, 88.0], [41.5, 30.0, 50.0, 31.0]])  # within what the crop sees
+    there = preprocess.to_frame(boxes, width=90, height=120)
+    assert np.allclose(preprocess.from_frame(there, 90, 120), boxes, atol=1e-4)
+    # 90 x 120 to 66 x 88, cut from (14, 10) on; squashed, the frame is all of the image.
+    whole = preprocess.from_frame(np.array([[0, 0, 45, 60]]), 90, 120)
+    seen = [[10 * 90 / 66, 14 * 120 / 88, 55 * 90 / 66, 74 * 120 / 88]]
+    assert np.allclose(whole, seen if preprocess.frame == "crop" else [[0, 0, 90, 120]])
+    assert np.allclose(preprocess.from_frame(np.array([[-50, -50, 500, 500]]), 90, 120), [[0, 0, 90, 120]])
+
+
 def test_a_box_drawn_on_the_image_is_where_to_frame_says() -> None:
     image = np.zeros((120, 90, 3), np.uint8)
     image[40:80, 30:60] = 255
