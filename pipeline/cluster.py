@@ -113,6 +113,11 @@ def alive_nodes() -> dict[str, Mapping[str, float]]:
     return {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
 
 
+def node_name(node: str) -> str:
+    """A node as people know it: its host name; its id where Ray has none."""
+    return next((n["NodeManagerHostname"] for n in ray.nodes() if n["NodeID"] == node), "") or node
+
+
 def free_of_nodes() -> dict[str, Mapping[str, float]] | None:
     """What nobody holds of the living nodes, by id; None where Ray does not tell (Ray Client)."""
     with contextlib.suppress(Exception):

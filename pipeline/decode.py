@@ -80,6 +80,19 @@ def prepare_slice(stage: Stage, rows: Sequence[Row], limits: images.Limits) -> P
     return stack([prepare_row(stage, row, limits) for row in rows])
 
 
+def prepare_what_is_reached(stage: Stage, rows: Sequence[Row], limits: images.Limits) -> tuple[Prepared, int]:
+    """A slice whose unreachable images are errors of their rows, and how many of its rows were reached."""
+    results: list[dict[str, np.ndarray] | str] = []
+    reached = len(rows)
+    for row in rows:
+        try:
+            results.append(prepare_row(stage, row, limits))
+        except UnreachableError as error:
+            results.append(f"cannot be reached: {error.what}")
+            reached -= 1
+    return stack(results), reached
+
+
 class Feeder(Protocol):
     """Prepared slices in the order asked for."""
 

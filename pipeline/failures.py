@@ -13,6 +13,7 @@ from pipeline.tasks import Range, Task
 
 DEATHS = 3  # at one slice before it is bisected; by one key alone before it is quarantined
 FREE_RETRIES = 20  # of one shard, for reasons that are not its own
+UNREACHED = 10  # attempts (minutes) after which a row that cannot be reached fails, where others can
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
 
 
@@ -38,7 +39,8 @@ class ShardFate:
         self._task = task
         self._deaths: dict[Range, int] = {}
         self._suspects: list[Range] = list(task.suspects)
-        self._free = 0
+        self._free = self._unreached = 0
+        self._others_made = False
 
     def acquit(self, completed: Range) -> None:
         """A completed run of a range clears what was counted against it."""
@@ -50,6 +52,15 @@ class ShardFate:
         if self._free > FREE_RETRIES:
             return Verdict("give up", note=f"its worker was lost {self._free} times; the last time: {why}")
         return Verdict("retry", backoff(self._free), note=why)
+
+    def unreached(self, why: str, *, others_made: bool) -> Verdict:
+        """A row's image could not be reached: it is gone, or the storage is away.
+
+        ``others_made``: other shards were finished since this one was begun, so the storage is not away.
+        """
+        self._unreached += 1
+        self._others_made = others_made
+        return self.lost(why)
 
     def died(self, inside: Range) -> Verdict:
         """The worker died on a living node while it computed the rows ``inside``."""
@@ -73,5 +84,6 @@ class ShardFate:
             attempt=self._task.attempt + 1,
             suspects=tuple(self._suspects),
             quarantined={**self._task.quarantined, **quarantined},
+            forgiving="no" if self._unreached < UNREACHED else "all" if self._others_made else "some",
         )
         return self._task

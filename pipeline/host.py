@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import glob
 import json
 import os
+import platform
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import Slot
+from pipeline.errors import RaylensError
 from pipeline.estimate import Measured
 from pipeline.slices import DeviceLostError
 from pipeline.task_feeder import TaskFeeder
 from pipeline.tasks import Done, Mark, Task, Work
+from pipeline.torch_in_use import torch_in_use
 from pipeline.worker import Worker
 
 
@@ -28,26 +34,46 @@ class Host:
 
     def setup(self, work: Work, spread: bool) -> float:
         """Load what the step needs; returns seconds. ``spread``: rows are decoded by tasks anywhere."""
-        if self._worker is not None:
-            self._worker.close()
-        self._worker = None
-        device = self._slot.device
-        if device == "cuda":
-            import torch
-
-            if not torch.cuda.is_available():  # logical GPUs, as on a test cluster; receipts name the device
-                device = "cpu"
-            elif self._slot.gpus < 1:
-                torch.cuda.set_per_process_memory_fraction(self._slot.gpus)
-        worker = Worker(work, device, self._slot.threads)
+        self._let_go()
+        worker = Worker(work, self._device(), self._slot.threads)
         if spread:
-            worker.make_feeder = lambda split, todo: TaskFeeder(worker, split, todo)
+            worker.feeder = TaskFeeder
         self._worker = worker
         return worker.setup_s
 
+    def _let_go(self) -> None:
+        """The network of another step leaves the device before this one's comes."""
+        if self._worker is None:
+            return
+        self._worker.close()
+        self._worker = None
+        gc.collect()  # traced networks are full of circles
+        if (torch := torch_in_use()) and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def _device(self) -> str:
+        """The slot's device; the CPU where a test cluster says it has GPUs on a machine without: receipts tell."""
+        if self._slot.device != "cuda":
+            return self._slot.device
+        import torch
+
+        if torch.cuda.is_available():
+            if self._slot.gpus < 1:
+                torch.cuda.set_per_process_memory_fraction(self._slot.gpus)
+            return "cuda"
+        if not _nvidia_devices():
+            return "cpu"
+        raise RaylensError(
+            f"there is a GPU that torch {torch.__version__} cannot use",
+            where=f"node {platform.node()}",
+            cure="see there what python -c 'import torch; torch.cuda.init()' says: a build of torch without CUDA, a "
+            "driver that is too old, or a device that is lost",
+        )
+
     def measure(self, split: str, micro_batch: int, attempt: int) -> Measured:
         assert self._worker is not None
-        return self._worker.measure(split, micro_batch, attempt)
+        with self._dying_if_the_device_is_lost(f"{split} (micro-run)"):
+            return self._worker.measure(split, micro_batch, attempt)
 
     def micro_batch(self) -> int:
         assert self._worker is not None
@@ -55,10 +81,17 @@ class Host:
 
     def run(self, task: Task) -> Done:
         assert self._worker is not None
-        try:
+        with self._dying_if_the_device_is_lost(task.name):
             return self._worker.run(task, self._mark)
-        except DeviceLostError as error:  # dying is what the driver understands: a death inside this slice
-            told = {"kind": "device lost", "step": self._worker.work.step.name, "shard": task.name, "error": str(error)}
+
+    @contextlib.contextmanager
+    def _dying_if_the_device_is_lost(self, shard: str) -> Iterator[None]:
+        """That is what the driver understands: a death inside this slice, or of this micro-run."""
+        assert self._worker is not None
+        try:
+            yield
+        except DeviceLostError as error:
+            told = {"kind": "device lost", "step": self._worker.work.step.name, "shard": shard, "error": str(error)}
             print(json.dumps(told), file=sys.stderr, flush=True)
             os._exit(1)
 
@@ -81,6 +114,10 @@ class Host:
         if mark.begin:  # must be known before the slice can kill this process
             with contextlib.suppress(ray.exceptions.RayActorError):  # it starts again: a death here will be free
                 ray.get(sent)
+
+
+def _nvidia_devices() -> list[str]:
+    return glob.glob("/dev/nvidia[0-9]*")
 
 
 def start_host(slot: Slot, ledger: Any) -> Any:

@@ -116,12 +116,19 @@ def read_bytes(uri: str, limits: Limits = _DEFAULT) -> bytes | DecodeError:
         # What S3 and HTTP servers answer to a range of an empty file.
         if any(words in str(error) for words in ("InvalidRange", "range is not satisfiable", "416,")):
             return DecodeError("the file is empty (0 bytes)", "empty")
-        never = isinstance(error, ValueError) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.EINVAL)
-        kind: Literal["unreadable", "unreachable"] = "unreadable" if never else "unreachable"
-        return DecodeError(redact_urls(f"the file cannot be read: {type(error).__name__}: {error}"), kind)
+        return DecodeError(redact_urls(f"the file cannot be read: {type(error).__name__}: {error}"), _kind(error))
     if data is None or len(data) > limit:
         return DecodeError(f"the file is larger than max_mbytes = {limits.max_mbytes:g}", "too_large")
     return data or DecodeError("the file is empty (0 bytes)", "empty")
+
+
+def _kind(error: Exception) -> Literal["missing", "denied", "unreachable", "unreadable"]:
+    """Whether it may pass. A server that answers "no" (4xx) means this file, but for "later" and "too often"."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
+        return "missing" if status in (404, 410) else "denied" if status in (401, 403) else "unreadable"
+    never = (errno.ENAMETOOLONG, errno.EINVAL, errno.EIO)
+    return "unreadable" if isinstance(error, ValueError) or getattr(error, "errno", None) in never else "unreachable"
 
 
 def _read_local(path: str, limit: int) -> bytes | None:

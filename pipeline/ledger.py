@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +22,13 @@ class Ledger:
 
     def __init__(self) -> None:
         self._open: dict[tuple[str, int], Range | None] = {}
+        self._since: dict[tuple[str, int], float] = {}
         self._completed: dict[tuple[str, int], list[Range]] = collections.defaultdict(list)
         self._rows: dict[tuple[str, int], collections.Counter[str]] = collections.defaultdict(collections.Counter)
 
     def mark(self, mark: Mark) -> None:
         attempt = (mark.task, mark.attempt)
-        self._open[attempt] = mark.range if mark.begin else None
+        self._open[attempt], self._since[attempt] = mark.range if mark.begin else None, time.monotonic()
         if not mark.begin:
             self._completed[attempt].append(mark.range)
             self._rows[attempt].update(mark.rows)
@@ -40,6 +42,11 @@ class Ledger:
         """Whether any of these attempts has come to a slice: the rows of its first are decoded."""
         return any(attempt in self._open for attempt in attempts)
 
+    def silent(self, attempts: Sequence[tuple[str, int]], seconds: float) -> list[tuple[str, int]]:
+        """Those of the attempts that have been in one slice for longer."""
+        until = time.monotonic() - seconds
+        return [a for a in attempts if self._open.get(a) is not None and self._since[a] < until]
+
     def rows(self, attempts: Sequence[tuple[str, int]]) -> dict[str, int]:
         """Rows by status that these attempts have done so far."""
         total: collections.Counter[str] = collections.Counter()
@@ -47,9 +54,10 @@ class Ledger:
             total.update(self._rows.get(attempt, {}))
         return dict(total)
 
-    def forget(self, task: str) -> None:
-        for store in (self._open, self._completed, self._rows):
-            for attempt in [a for a in store if a[0] == task]:
+    def forget(self, track: str) -> None:
+        """All attempts kept under a track, or under each that begins with a step's work."""
+        for store in (self._open, self._since, self._completed, self._rows):
+            for attempt in [a for a in store if a[0] == track or a[0].startswith(f"{track} ")]:
                 del store[attempt]
 
 

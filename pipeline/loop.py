@@ -19,6 +19,7 @@ from pipeline.progress import Progress
 from pipeline.retries import Retries
 from pipeline.shards import Receipt
 from pipeline.signals import RunStopped, Stop
+from pipeline.silence import Silence, what_became
 from pipeline.spent import Spent
 from pipeline.tasks import Done, Shard, Stopped, Task, Work
 from pipeline.waiting import Patience, cluster_has, is_free
@@ -63,7 +64,7 @@ class ShardLoop:
         self._wanted = len(self._queue)
         self._flying: dict[Any, Flight] = {}
         self._receipts: dict[Shard, Receipt] = {}
-        self._late = Late()
+        self._late, self._silence = Late(), Silence(work, ledger)
         self._placing = Patience(progress.say, lambda: f"waiting for {pool.wanted} to start; {cluster_has()}")
         self._decoding = Patience(progress.say, self._undecoded)
 
@@ -80,6 +81,7 @@ class ShardLoop:
                 self._assign()
                 self._double_late_ones()
                 self._wait()
+                self._end_hung()
                 self._be_patient()
                 if self._progress.due():
                     self._show()
@@ -88,6 +90,7 @@ class ShardLoop:
         finally:
             self._hold(clock)
             self._meters.waiting(0, 0, 0)
+            self._ledger.forget.remote(self._work.id)
         return self._receipts
 
     def _hold(self, since: float) -> float:
@@ -199,8 +202,7 @@ class ShardLoop:
 
     def _committed(self, flight: Flight, done: Done) -> None:
         task = flight.task
-        for track in {task.track, dataclasses.replace(task, duplicate=not task.duplicate).track}:
-            self._ledger.forget.remote(track)
+        self._ledger.forget.remote(dataclasses.replace(task, duplicate=False).track)
         if flight.shard in self._receipts:  # another worker was first
             return
         self._receipts[flight.shard] = done.receipt
@@ -240,7 +242,9 @@ class ShardLoop:
         self._retries.failed(task, cause)
 
     def _worker_lost(self, flight: Flight, error: Exception) -> None:
-        member, task, why = flight.member, flight.task, type(error).__name__
+        member, task = flight.member, flight.task
+        error = what_became(member.actor, member.slot.node, error, self._stop)
+        why = type(error).__name__
         self._pool.drop(member)
         alive = member.slot.node in cluster.alive_nodes()
         if self._made_elsewhere(flight):
@@ -250,8 +254,19 @@ class ShardLoop:
         inside, completed = None, []
         with contextlib.suppress(ray.exceptions.RayError):
             inside, completed = ray.get(self._ledger.history.remote(task.track, task.attempt), timeout=30)
-        preempted = getattr(error, "preempted", False)
-        self._retries.died(task, why, inside, completed, node_alive=alive, preempted=preempted)
+        taken = getattr(error, "preempted", False) or isinstance(error, ray.exceptions.ActorUnavailableError)
+        self._retries.died(task, why, inside, completed, node_alive=alive, taken=taken)
+
+    def _end_hung(self) -> None:
+        """End workers that will never come out of their slice: from here that is a death inside it."""
+        flights = {(flight.task.track, flight.task.attempt): flight for flight in self._flying.values()}
+        for attempt in self._silence.hung(list(flights)):
+            flight, minutes = flights[attempt], self._silence.longest_s / 60
+            self._progress.say(
+                f"shard {flight.task.name}: its worker is ended, one slice took it over {minutes:.0f} min"
+            )
+            self._events.say("hung", step=self._work.step.name, shard=flight.task.name, attempt=attempt[1])
+            self._pool.drop(flight.member)
 
     def _show(self) -> None:
         ready = sum(member.ready for member in self._pool.members)

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline import plan as plans
 from pipeline.errors import RaylensError
 from pipeline.events import Events
+from pipeline.loading import input_digests
 from pipeline.options import Options
 from pipeline.plan import Plan
 from pipeline.progress import Progress
@@ -98,6 +99,7 @@ class MeasureStep:
             limits=self.job.limits,
             code_path=self.options.code_path,
             trained=self.trained,
+            digests=input_digests(self.step.inputs, self.fields),
         )
         if None in frozen.values():
             self.options.say(f"step '{name}': a micro-run measures it, then its plan is frozen")

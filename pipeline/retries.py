@@ -14,7 +14,7 @@ from pipeline.failures import ShardFate, Verdict
 from pipeline.key_table import KeyTable
 from pipeline.meters import Meters
 from pipeline.progress import Progress
-from pipeline.quarantine import read_quarantine, write_quarantine
+from pipeline.quarantine import quarantines, write_quarantine
 from pipeline.redaction import redact_urls
 from pipeline.remote_errors import last_line
 from pipeline.spent import Spent
@@ -29,16 +29,16 @@ class Retries:
     """The attempts of one step that are to be made: first ones in ``first``, later ones when they are ``due``."""
 
     def __init__(
-        self, work: Work, todo: Iterable[Shard], events: Events, progress: Progress, spent: Spent, meters: Meters
+        self, work: Work, todo: Sequence[Shard], events: Events, progress: Progress, spent: Spent, meters: Meters
     ) -> None:
         self._work, self._events, self._progress, self._spent, self._meters = work, events, progress, spent, meters
-        self.first = [
-            Task(split, shard, quarantined=read_quarantine(self._quarantine(split), shard)) for split, shard in todo
-        ]
+        held = {split: quarantines(self._quarantine(split)) for split in {split for split, _ in todo}}
+        self.first = [Task(split, shard, work=work.id, quarantined=held[split](shard)) for split, shard in todo]
         self._fates = {task.of: ShardFate(task) for task in self.first}
         self._errors: collections.Counter[Shard] = collections.Counter()
         self._delayed: list[tuple[float, int, Task]] = []
-        self._ticket = self._deaths = 0
+        self._lost_at: dict[Shard, int] = {}  # how many shards were finished when it first could not be read
+        self._ticket = self._deaths = self._commits = 0
 
     def __len__(self) -> int:
         """Attempts that are put off."""
@@ -59,11 +59,14 @@ class Retries:
     def committed(self) -> None:
         """A shard was finished."""
         self._deaths = 0
+        self._commits += 1
 
     def failed(self, task: Task, cause: Exception) -> None:
         """An exception that no row explains: the user's to mend, which is raised, or one that may pass."""
         if isinstance(cause, UnreachableError):
-            self._retry(task, self._fates[task.of].lost(last_line(cause)))
+            begun = self._lost_at.setdefault(task.of, self._commits)
+            verdict = self._fates[task.of].unreached(cause.what, others_made=self._commits > begun)
+            self._retry(task, verdict)
             return
         if isinstance(cause, RaylensError):
             raise cause from None
@@ -85,19 +88,24 @@ class Retries:
         completed: Iterable[Sequence[int]],
         *,
         node_alive: bool,
-        preempted: bool,
+        taken: bool,
     ) -> None:
-        """A death on a living node inside a slice counts against that slice; everything else is free."""
+        """A death on a living node inside a slice counts against that slice; everything else is free.
+
+        ``taken``: preempted, or cut off.
+        """
         fate = self._fates[task.of]
         for lo, hi in completed:
             fate.acquit((lo, hi))
-        if inside is not None and node_alive and not preempted:
+        if inside is not None and node_alive and not taken:
             verdict = fate.died((inside[0], inside[1]))
         else:
-            verdict = fate.lost(f"{why} ({'between slices' if node_alive else 'its node is gone'})")
+            where = "its node is gone" if not node_alive else "between slices" if inside is None else "not by its rows"
+            verdict = fate.lost(f"{why} ({where})")
         self.tell_death(task, why, inside, verdict.note, node_alive=node_alive)
         self._progress.say(f"a worker was lost in shard {task.name}: {verdict.note}")
-        self._deaths += 1
+        if node_alive and not taken:  # many nodes may go at once, which says nothing about the step
+            self._deaths += 1
         if self._deaths > _DEATHS_IN_A_ROW:
             raise RaylensError(
                 f"{self._deaths} workers of step '{self._work.step.name}' died and no shard was finished in between",

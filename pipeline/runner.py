@@ -16,15 +16,17 @@ from pipeline import cluster
 from pipeline.errors import RaylensError
 from pipeline.estimate import Measured
 from pipeline.events import Events
+from pipeline.failures import backoff
 from pipeline.ledger import start_ledger
 from pipeline.loop import DECODER, TICK_S, ShardLoop
 from pipeline.pool import Member, Pool
 from pipeline.progress import Progress
-from pipeline.remote_errors import told
+from pipeline.remote_errors import last_line, told
 from pipeline.shards import Receipt
 from pipeline.signals import RunStopped, Stop
 from pipeline.slices import is_out_of_memory
 from pipeline.spent import Spent
+from pipeline.storage import UnreachableError
 from pipeline.tasks import Work
 from pipeline.waiting import Patience, cluster_has, is_free
 
@@ -40,7 +42,7 @@ class Runner:
         cluster.connect(resources)
         self._ledger = start_ledger()
         self._events, self._stop, self._say = events, stop, say
-        self.pool = Pool(resources, self._ledger, events.say)
+        self.pool = Pool(resources, self._ledger, events.say, say)
 
     def measure(self, work: Work, split: str, micro_batch: int | None) -> tuple[int, Measured]:
         """A micro-run on an actor; ``micro_batch`` None asks the stage. Rows that kill it are stepped over."""
@@ -58,6 +60,11 @@ class Runner:
                 return size, self._await(work, member.actor.measure.remote(split, size, attempt))
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
+                if isinstance(cause, UnreachableError) and attempt < _SAMPLES - 1:
+                    died = last_line(cause)
+                    self._say(f"step '{work.step.name}': its micro-run is tried again: {died}")
+                    self._stop.wait(backoff(attempt + 3))
+                    continue
                 if not (cause and is_out_of_memory(cause)) or size == 1:
                     raise told(error, work.step.name) from error
                 micro_batch = max(1, size // 2)
@@ -68,7 +75,7 @@ class Runner:
                 self._events.say("death", step=work.step.name, shard=f"{split} (micro-run)", error=died)
                 self.pool.drop(member)
         raise RaylensError(
-            f"{_SAMPLES} micro-runs of step '{work.step.name}' on different rows each killed their worker ({died})",
+            f"{_SAMPLES} micro-runs of step '{work.step.name}' on different rows each lost their worker ({died})",
             cure="look at the memory of the nodes; --set resources.micro_batch=1 needs the least",
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,32 @@ def _call(
             raise StageError(f"{type(stage).__name__} returned status {status!r}; it is one of {', '.join(STATUSES)}")
         found[position] = {**row, "key": rows[position]["key"], "status": status, "error": row.get("error")}
     return found
+
+
+def run_where_there_is_room(
+    run: Callable[[int, int, int], list[Row]], rows: Sequence[Row], shape: int, notes: list[str]
+) -> tuple[list[Row], int]:
+    """Result rows of a slice, and the shape that had room for it: out-of-memory halves it, which ``notes`` tell.
+
+    ``run(lo, hi, shape)`` gives those of ``rows[lo:hi]``, at most ``shape`` of them. A row for which there is no room
+    alone fails alone.
+    """
+    found: list[Row] = []
+    while len(found) < len(rows):
+        lo = len(found)
+        try:
+            found += run(lo, min(lo + shape, len(rows)), shape)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if shape == 1:
+                found.append(_failed(rows[lo], reason(error)))
+            else:
+                shape //= 2
+                notes.append(f"out of memory: micro-batch halved to {shape}")
+            if (torch := torch_in_use()) and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+    return found, shape
 
 
 def _failed(row: Row, why: str) -> Row:

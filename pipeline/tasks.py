@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from pipeline import images
 from pipeline.plan import Plan
@@ -31,6 +32,7 @@ class Work:
     limits: images.Limits
     code_path: tuple[str, ...] = ()  # where the user's own modules lie
     trained: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # input -> (URL, digest)
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # input -> what its fingerprint stands on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Task:
     suspects: tuple[Range, ...] = ()  # row ranges that killed a worker: run first, apart
     quarantined: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key -> why it is not run
     duplicate: bool = False  # of an attempt that is late: whichever commits first wins
+    forgiving: Literal["no", "some", "all"] = "no"  # of rows that cannot be reached: all of a shard, or none of it
+    work: str = ""  # whose shard it is: steps may have shards of one name
 
     @property
     def of(self) -> Shard:
@@ -55,7 +59,7 @@ class Task:
     @property
     def track(self) -> str:
         """What marks of this attempt are kept under."""
-        return f"{self.name} again" if self.duplicate else self.name
+        return f"{self.work} {self.name} again" if self.duplicate else f"{self.work} {self.name}"
 
     @property
     def apart(self) -> bool:

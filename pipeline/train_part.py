@@ -10,6 +10,7 @@ from pipeline import images
 from pipeline.checkpoints import CommittedCheckpoints
 from pipeline.key_table import KeyTable
 from pipeline.learnt import keep
+from pipeline.loading import load_inputs
 from pipeline.provenance import cpu_count
 from pipeline.signals import Stop
 from pipeline.steps import Input
@@ -26,6 +27,7 @@ class Material:
     inputs: Mapping[str, Input] = field(default_factory=dict)
     limits: images.Limits = field(default_factory=images.Limits)
     code_path: tuple[str, ...] = ()  # where the user's own modules lie
+    digests: Mapping[str, str] = field(default_factory=dict)  # of the inputs, as in the training's fingerprint
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def work(
             _Told(folder.child("checkpoints"), channel),
             channel.log,
             {split: KeyTable(Folder(material.keys_url), split) for split in material.splits},
-            {name: given.load(device) for name, given in material.inputs.items()},
+            load_inputs(material.inputs, device, material.digests),
             material.limits,
             channel.heard,
             place.local_world,

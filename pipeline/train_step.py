@@ -13,6 +13,7 @@ from pipeline.checkpoints import CommittedCheckpoints, DamagedError
 from pipeline.errors import RaylensError, UsageError
 from pipeline.events import Events
 from pipeline.learnt import refuse_other
+from pipeline.loading import input_digests
 from pipeline.options import Options, Resources
 from pipeline.progress import Progress
 from pipeline.remote_errors import told_cause
@@ -74,7 +75,12 @@ class TrainStep:
         ) as progress:
             told = _Told(name, progress, events, done)
             material = Material(
-                self.run.keys.url, self.step.splits, self.step.inputs, self.job.limits, self.options.code_path
+                self.run.keys.url,
+                self.step.splits,
+                self.step.inputs,
+                self.job.limits,
+                self.options.code_path,
+                input_digests(self.step.inputs, fields),
             )
             try:
                 # Under Ray the driver looks at the request itself; here it is busy with the training.

@@ -13,18 +13,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from pipeline import slices
-from pipeline.decode import Feeder, Prepared, Row, ThreadFeeder, prepare_row
+from pipeline.decode import Feeder, Prepared, Row, ThreadFeeder, prepare_row, prepare_what_is_reached
 from pipeline.estimate import Measured
 from pipeline.key_table import KeyTable
+from pipeline.loading import load_inputs
 from pipeline.redaction import redact_urls
 from pipeline.shards import Shards, parquet
 from pipeline.steps import row_schema
-from pipeline.storage import Folder
+from pipeline.storage import Folder, UnreachableError
 from pipeline.tasks import Done, Mark, Range, Stopped, Task, Work
-from pipeline.torch_in_use import device_for, full_float32, set_threads, torch_in_use
+from pipeline.torch_in_use import device_for, full_float32, set_threads
 from pipeline.trainings import finished
 
 _MICRO_RUN_SLICES = 4, 12  # at least and at most; so many more than four as it takes to fill
@@ -32,6 +34,7 @@ _MICRO_RUN_SECONDS = 4.0  # this time, so that a busy moment of the machine does
 _MICRO_RUN_LEAST = 0.1  # but none where four slices take less than this,
 _MICRO_RUN_MOST = 12.0  # and not even four in longer than this
 _FAILED_TOLD = 20  # rows of a shard
+_ASKED = 8  # rows of a shard that are tried to see whether its storage is there
 
 
 class Worker:
@@ -48,9 +51,10 @@ class Worker:
         self._pool = ThreadPoolExecutor(max(2, self.threads), thread_name_prefix="decode")
         self._stopping = threading.Event()
         self._upcoming: dict[tuple[Any, ...], Feeder] = {}
-        self.make_feeder: Callable[[str, Sequence[Range]], Feeder] = self._thread_feeder
+        # No bound method: such a circle would hold the network in the device's memory when this worker is let go.
+        self.feeder: Callable[[Worker, str, Sequence[Range]], Feeder] = _thread_feeder
         started = time.perf_counter()
-        inputs: dict[str, Any] = {name: given.load(self.device) for name, given in work.step.inputs.items()}
+        inputs = load_inputs(work.step.inputs, self.device, work.digests)
         for name, (url, count) in work.tables.items():
             inputs[name] = read_all(Shards(Folder(url), count))
         for name, (url, digest) in work.trained.items():
@@ -79,7 +83,7 @@ class Worker:
             return
         while len(self._upcoming) >= 2:  # the driver changed its mind: what was decoded for it is let go
             self._upcoming.pop(next(iter(self._upcoming))).close()
-        self._upcoming[(task.split, task.shard, task.attempt)] = self.make_feeder(task.split, self._ranges(task))
+        self._upcoming[(task.split, task.shard, task.attempt)] = self.feeder(self, task.split, self._ranges(task))
 
     def run(self, task: Task, mark: Callable[[Mark], None] = lambda _: None) -> Done:
         """Make and commit one shard. Raises Stopped when asked to stop on the way."""
@@ -87,7 +91,7 @@ class Worker:
         set_threads(self.threads)  # a setting of the calling thread, which need not be the one of setup
         todo = self._ranges(task)
         feeder = self._upcoming.pop((task.split, task.shard, task.attempt), None)
-        feeder = feeder or self.make_feeder(task.split, [] if task.apart else todo)
+        feeder = feeder or self.feeder(self, task.split, [] if task.apart else todo)
         lo, hi = self.work.plans[task.split].range(task.shard)
         names = self._keys[task.split].names(lo, hi)
         found: dict[int, Row] = {}
@@ -103,7 +107,7 @@ class Worker:
                 if task.apart:
                     mark(Mark(task.track, task.attempt, piece, begin=True))
                 clock = time.perf_counter()
-                prepared = self._prepared(task.split, piece) if task.apart else next(prepared_slices)
+                prepared = self._prepared(task, piece) if task.apart else next(prepared_slices)
                 waited += time.perf_counter() - clock
                 if not task.apart:
                     mark(Mark(task.track, task.attempt, piece, begin=True))
@@ -150,7 +154,7 @@ class Worker:
         compute: list[float] = []
         wall: list[float] = []
         began = time.perf_counter()
-        with contextlib.closing(self.make_feeder(split, todo)) as feeder:
+        with contextlib.closing(self.feeder(self, split, todo)) as feeder:
             clock = began
             for piece, prepared in zip(todo, feeder, strict=True):
                 computing = time.perf_counter()
@@ -178,14 +182,22 @@ class Worker:
     def rows(self, split: str, lo: int, hi: int) -> list[Row]:
         return self._keys[split].rows(lo, hi)
 
-    def _prepared(self, split: str, piece: Range) -> Prepared:
+    def _prepared(self, task: Task, piece: Range) -> Prepared:
         """One slice, decoded now."""
-        with contextlib.closing(self.make_feeder(split, [piece])) as feeder:
-            return next(iter(feeder))
-
-    def _thread_feeder(self, split: str, todo: Sequence[Range]) -> Feeder:
-        pieces = [self.rows(split, lo, hi) for lo, hi in todo]
-        return ThreadFeeder(self._pool, self.stage, pieces, self.work.limits, ahead=3)
+        try:
+            with contextlib.closing(self.feeder(self, task.split, [piece])) as feeder:
+                return next(iter(feeder))
+        except UnreachableError:
+            if task.forgiving == "no":
+                raise
+        prepare = partial(prepare_what_is_reached, self.stage, limits=self.work.limits)
+        prepared, reached = prepare(self.rows(task.split, *piece))
+        if not reached and task.forgiving == "some":
+            lo, hi = self.work.plans[task.split].range(task.shard)
+            others = [n for n in range(lo, hi, max(1, (hi - lo) // _ASKED)) if not piece[0] <= n < piece[1]]
+            if not any(prepare(self.rows(task.split, n, n + 1))[1] for n in others):
+                raise UnreachableError("none of its images can be reached", where=f"shard {task.name}")
+        return prepared
 
     def _ranges(self, task: Task) -> list[Range]:
         """The slices of a shard; suspects first and apart, so that a killer shows itself before work is done."""
@@ -205,31 +217,23 @@ class Worker:
         self, split: str, piece: Range, prepared: Prepared, shape: int, notes: list[str]
     ) -> tuple[list[Row], int]:
         """Result rows of a slice, and the micro-batch shape that had room for it."""
-        planned = self.work.plans[split].micro_batch
-        rows = self.rows(split, *piece)
-        while True:
-            try:
-                if shape == planned:
-                    offset = self._place(split, piece[0])
-                    return slices.run_slice(self.stage, split, rows, prepared, shape, offset), shape
-                found: list[Row] = []
-                for a, b in slices.ranges(0, len(rows), shape):
-                    found += slices.run_slice(self.stage, split, rows[a:b], _part(prepared, a, b), shape)
-                return found, shape
-            except Exception as error:
-                if not slices.is_out_of_memory(error):
-                    raise
-                if shape == 1:
-                    return [{"key": r["key"], "status": "failed", "error": slices.reason(error)} for r in rows], shape
-                shape = max(1, shape // 2)
-                notes.append(f"out of memory: micro-batch halved to {shape}")
-                if str(self.device).startswith("cuda") and (torch := torch_in_use()):
-                    torch.cuda.empty_cache()
+        planned, rows = self.work.plans[split].micro_batch, self.rows(split, *piece)
+
+        def run(lo: int, hi: int, shape: int) -> list[Row]:
+            offset = self._place(split, piece[0]) if shape == planned else 0
+            return slices.run_slice(self.stage, split, rows[lo:hi], _part(prepared, lo, hi), shape, offset)
+
+        return slices.run_where_there_is_room(run, rows, shape, notes)
 
     def _place(self, split: str, position: int) -> int:
         """Where a row sits in its slice."""
         plan = self.work.plans[split]
         return (position % plan.shard_rows) % plan.micro_batch
+
+
+def _thread_feeder(worker: Worker, split: str, todo: Sequence[Range]) -> Feeder:
+    pieces = [worker.rows(split, lo, hi) for lo, hi in todo]
+    return ThreadFeeder(worker._pool, worker.stage, pieces, worker.work.limits, ahead=3)
 
 
 def _tell_failed(step: str, shard: str, rows: Iterable[Row]) -> None:
@@ -254,6 +258,8 @@ def read_all(shards: Shards) -> Any:
 
 
 def _part(prepared: Prepared, lo: int, hi: int) -> Prepared:
+    if lo == 0 and hi > max([*prepared.good, *prepared.errors], default=-1):
+        return prepared  # all of it: nothing is copied
     chosen = [j for j, i in enumerate(prepared.good) if lo <= i < hi]
     return Prepared(
         {name: array[chosen] for name, array in prepared.arrays.items()},

@@ -11,12 +11,15 @@ import pyarrow as pa
 import pytest
 
 from pipeline.engine import execute
+from pipeline.errors import RaylensError
 from pipeline.estimate import Measured
 from pipeline.options import Options, Resources
+from pipeline.quarantine import quarantines, write_quarantine
 from pipeline.shards import Receipt
 from pipeline.spent import Spent
 from pipeline.status import status
 from pipeline.steps import Job, Measure, Source
+from pipeline.storage import Folder
 from pipeline.tasks import Task, Work
 from pipeline.worker import Worker
 
@@ -107,3 +110,30 @@ def test_what_a_killed_drivers_worker_left_after_the_drive_began_goes_at_its_end
     assert not any(file.exists() for file in late)
     assert len(list(step.glob("part-*.parquet"))) == 3
     assert status(str(tmp_path)).complete
+
+
+def test_what_is_written_in_the_end_is_written_by_the_one_who_holds_the_run(tmp_path: Path) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def then(outcome: Any) -> None:
+        with pytest.raises(RaylensError, match="another driver is working on this run"):
+            execute(job(), str(tmp_path), QUIET)
+        seen.append((outcome.exit_code, (tmp_path / "lock.json").exists()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.runner.Runner", Here)
+        execute(job(), str(tmp_path), QUIET, then)
+    assert seen == [(0, True)]
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_where_few_of_many_shards_have_quarantined_keys_only_theirs_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    write_quarantine(folder, 7, {"k": "it kills"})
+    read: list[str] = []
+    monkeypatch.setattr(Folder, "read", lambda self, name: read.append(name) or b'{"k": "it kills"}')
+    of = quarantines(folder)
+    assert [of(shard) for shard in range(1000)] == [{"k": "it kills"} if shard == 7 else {} for shard in range(1000)]
+    assert read == ["00007.json"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.failures import DEATHS, FREE_RETRIES, ShardFate
+from pipeline.failures import DEATHS, FREE_RETRIES, UNREACHED, ShardFate
 from pipeline.tasks import Task
 
 
@@ -53,3 +53,16 @@ def test_exactly_the_killers_are_quarantined_each_after_three_deaths_alone(rows,
         task = fate.next_task({})
     assert quarantined == killers
     assert alone == dict.fromkeys(killers, DEATHS)
+
+
+def test_a_row_that_cannot_be_reached_may_fail_after_ten_attempts_and_sooner_for_nobody():
+    fate = ShardFate(Task("all", 0))
+    for nth in range(1, UNREACHED + 1):
+        assert fate.unreached("no route to host", others_made=False).action == "retry"
+        assert fate.next_task({}).forgiving == ("some" if nth == UNREACHED else "no")
+    fate.unreached("no route to host", others_made=True)
+    assert fate.next_task({}).forgiving == "all", "other shards were read meanwhile: the storage is there"
+    lost = ShardFate(Task("all", 1))
+    for _ in range(UNREACHED):
+        lost.lost("its node is gone")
+    assert lost.next_task({}).forgiving == "no"

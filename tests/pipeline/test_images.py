@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -301,3 +302,34 @@ def test_real_images_decode(real_data: Path) -> None:
         found = load(str(path))
         assert isinstance(found, Decoded)
         np.testing.assert_array_equal(found.pixels, np.asarray(Image.open(path).convert("RGB")))
+
+
+class AnswerError(Exception):
+    """As aiohttp tells a status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"{status}, message='no'")
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (AnswerError(403), "denied"),
+        (AnswerError(410), "missing"),
+        (AnswerError(451), "unreadable"),
+        (AnswerError(429), "unreachable"),
+        (AnswerError(503), "unreachable"),
+        (OSError(errno.EIO, "a bad block"), "unreadable"),
+        (OSError(errno.ESTALE, "the server was restarted"), "unreachable"),
+        (ConnectionResetError("by peer"), "unreachable"),
+    ],
+)
+def test_only_what_may_pass_is_called_unreachable(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str) -> None:
+    def read(path: str, limit: int) -> bytes:
+        raise error
+
+    monkeypatch.setattr("pipeline.images._read_local", read)
+    found = read_bytes("somewhere.jpg")
+    assert isinstance(found, DecodeError)
+    assert found.kind == kind

@@ -12,13 +12,15 @@ import pytest
 import ray
 
 from pipeline import loop as loops
-from pipeline import retries
+from pipeline import retries, silence
+from pipeline.errors import RaylensError
 from pipeline.late import Late
 from pipeline.loop import ShardLoop
 from pipeline.progress import Progress
 from pipeline.shards import Receipt
 from pipeline.signals import Stop
 from pipeline.spent import Spent
+from pipeline.storage import UnreachableError
 from pipeline.tasks import Done, Task
 
 NEVER = float("inf")
@@ -40,6 +42,7 @@ class World:
         self.tries: dict[int, int] = {}
         self.numbers = itertools.count(1)
         self.dropped: list[Any] = []
+        self.given: dict[tuple[str, int], float] = {}
 
     def pass_by(self, seconds: float) -> None:
         self.now += max(seconds, 0.01)
@@ -60,6 +63,7 @@ class World:
 
     def give(self, task: Task, member: Any) -> int:
         reference = next(self.numbers)
+        self.given[(task.track, task.attempt)] = self.now
         self.tries[task.shard] = self.tries.get(task.shard, 0) + 1
         after, outcome = self.script(task, self.tries[task.shard])
         done = Done(Receipt(task.shard, (), {"ok": 10, "filtered": 0, "failed": 0}), True, 0, after, 0)
@@ -95,6 +99,9 @@ class Workers:
 
     def drop(self, member: Any) -> None:
         self.world.dropped.append(member)
+        for reference, owner in self.world.owner.items():
+            if owner is member and self.world.ends[reference][0] > self.world.now:
+                self.world.ends[reference] = (self.world.now, DIES)
         self.members = [m for m in self.members if m is not member]
 
 
@@ -107,6 +114,7 @@ class Ledger:
         self.history = SimpleNamespace(remote=lambda track, attempt: (None, []))
         self.begun = SimpleNamespace(remote=lambda attempts: True)
         self.rows = SimpleNamespace(remote=self._rows)
+        self.silent = SimpleNamespace(remote=lambda attempts, seconds: [])
 
     def _rows(self, attempts: list[tuple[str, int]]) -> dict[str, int]:
         self.asked.append(attempts)
@@ -117,9 +125,12 @@ class Ledger:
 def made(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], tuple[World, ShardLoop, list[dict], Ledger]]:
     """Runs six shards, of which the last is the one that matters, through the loop."""
 
-    def go(script: Script) -> tuple[World, ShardLoop, list[dict], Ledger]:
+    def go(script: Script, inside: Any = None) -> tuple[World, ShardLoop, list[dict], Ledger]:
         world, ledger, said = World(script), Ledger(), []
-        monkeypatch.setattr(loops, "ray", world)
+        monkeypatch.setattr(ledger.history, "remote", lambda track, attempt: (inside, []))
+        monkeypatch.setattr(ledger.silent, "remote", lambda attempts, seconds: hung(world, attempts, seconds))
+        for module in (loops, silence):
+            monkeypatch.setattr(module, "ray", world)
         monkeypatch.setattr(
             loops,
             "Meters",
@@ -131,12 +142,14 @@ def made(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], tuple[
             ),
         )
         monkeypatch.setattr(loops.cluster, "alive_nodes", lambda: {"n": {}})
-        for module in (loops, retries):
+        for module in (loops, retries, silence):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: world.now, sleep=world.pass_by))
         events = SimpleNamespace(say=lambda kind, **fields: said.append({"kind": kind, **fields}))
         progress = Progress("step", 60, shards=6, stream=io.StringIO())
         monkeypatch.setattr(progress, "due", lambda: True)
-        work = SimpleNamespace(id="w", step=SimpleNamespace(name="step"), folders={"all": str(tmp_path)}, keys_url="")
+        work = SimpleNamespace(
+            id="w", step=SimpleNamespace(name="step"), folders={"all": str(tmp_path)}, keys_url="", plans={}
+        )
         found = ShardLoop(Workers(world), ledger, events, Stop(), work, [("all", i) for i in range(6)], progress)
         found._late = Late(factor=2.0, least_s=5.0, clock=lambda: world.now)
         receipts = found.go()
@@ -148,6 +161,12 @@ def made(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], tuple[
         return world, found, said, ledger
 
     return go
+
+
+def hung(world: World, attempts: list[tuple[str, int]], seconds: float) -> list[tuple[str, int]]:
+    """What the ledger would say if each worker had been in one slice since it was given its shard."""
+    found = [world.given.get(attempt, world.now) for attempt in attempts]
+    return [attempt for attempt, since in zip(attempts, found, strict=True) if world.now - since > seconds]
 
 
 def last(*ends: tuple[float, Any]) -> Script:
@@ -203,6 +222,24 @@ def test_a_second_that_is_left_alone_and_hangs_is_doubled_again(made) -> None:
     assert found.spent.duplicates == 2
 
 
+def test_a_worker_that_never_comes_out_of_its_slice_is_ended(made) -> None:
+    """Its shard has a second worker, which hangs too: when the first is gone there is room for a third."""
+    world, found, said, _ = made(last((NEVER, None), (NEVER, None), (10.0, None)))
+    assert starts(said) == [(1, False), (1, True), (1, False)]
+    assert [(e["shard"], e["attempt"]) for e in said if e["kind"] == "hung"] == [("all/00005", 1)]
+    assert silence._LEAST_S < world.now < silence._LEAST_S + 120
+    assert (found.spent.duplicates, found.spent.retries) == (2, 0)
+
+
+def test_the_end_of_a_hung_worker_is_a_death_inside_its_slice(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Late, "is_late", lambda *_: False)  # nobody else makes it
+    _, found, said, _ = made(last((NEVER, None), (10.0, None)), inside=(50, 60))
+    assert starts(said) == [(1, False), (2, False)]
+    (death,) = [e for e in said if e["kind"] == "death"]
+    assert (death["inside"], death["verdict"]) == ((50, 60), "death 1 inside rows 50 to 59")
+    assert found.spent.retries == 1
+
+
 def test_workers_that_wait_for_a_gpu_are_not_paid_for(made, monkeypatch: pytest.MonkeyPatch) -> None:
     """One is ready, one is set up, the others wait at GPUs that somebody else holds."""
 
@@ -215,6 +252,47 @@ def test_workers_that_wait_for_a_gpu_are_not_paid_for(made, monkeypatch: pytest.
     monkeypatch.setattr(found._pool, "members", members((True, False), (False, False), *[(False, True)] * 6))
     assert found._hold(world.now - 10.0) == world.now
     assert (found.spent.held_s, found.spent.gpu_s) == (20.0, 10.0)
+
+
+def retries_of(todo: list[tuple[str, int]], said: list[dict[str, Any]]) -> retries.Retries:
+    work: Any = SimpleNamespace(
+        id="w", keys_url="memory://keys", step=SimpleNamespace(name="sweep"), folders={"all": "memory://retried"}
+    )
+    events: Any = SimpleNamespace(say=lambda kind, **fields: said.append(fields))
+    meters: Any = SimpleNamespace(**{name: SimpleNamespace(add=lambda n: None) for name in ("deaths", "retries")})
+    return retries.Retries(work, todo, events, Progress("sweep", 0, stream=io.StringIO()), Spent("sweep"), meters)
+
+
+@pytest.mark.parametrize(
+    ("node_alive", "taken", "ends"), [(False, False, False), (True, True, False), (True, False, True)]
+)
+def test_nodes_may_go_by_the_hundred_but_deaths_on_living_ones_end_a_step(
+    node_alive: bool, taken: bool, ends: bool
+) -> None:
+    todo = [("all", shard) for shard in range(40)]
+    retried = retries_of(todo, [])
+
+    def deaths() -> None:
+        for nth in range(120):
+            retried.died(retried.first[nth % 40], "ActorDiedError", None, [], node_alive=node_alive, taken=taken)
+
+    if ends:
+        with pytest.raises(RaylensError, match="101 workers of step 'sweep' died and no shard was finished"):
+            deaths()
+    else:
+        deaths()
+        assert len(retried) == 120
+
+
+def test_what_cannot_be_reached_is_forgiven_when_other_shards_were_made_meanwhile() -> None:
+    retried = retries_of([("all", 0), ("all", 1)], [])
+    away = UnreachableError("no route to host")
+    for nth in range(12):
+        if nth == 11:
+            retried.committed()
+        retried.failed(retried.first[0], away)
+    made = [entry[2].forgiving for entry in sorted(retried._delayed, key=lambda entry: entry[1])]
+    assert made == ["no"] * 9 + ["some", "some", "all"]
 
 
 @pytest.mark.parametrize(("inside", "named"), [((3, 4), "k3"), ((0, 8), None), (None, None)])
@@ -230,10 +308,7 @@ def test_a_death_is_told_with_a_key_only_where_one_row_was_in_hand(
 
     said: list[dict[str, Any]] = []
     monkeypatch.setattr(retries, "KeyTable", lambda folder, split: SimpleNamespace(names=names))
-    work: Any = SimpleNamespace(keys_url="memory://keys", step=SimpleNamespace(name="sweep"))
-    events: Any = SimpleNamespace(say=lambda kind, **fields: said.append(fields))
-    meters: Any = SimpleNamespace(deaths=SimpleNamespace(add=lambda n: None))
-    retried = retries.Retries(work, [], events, Progress("sweep", 0, stream=io.StringIO()), Spent("sweep"), meters)
+    retried = retries_of([], said)
     retried.tell_death(Task("all", 1), "ActorDiedError", inside, "cut", node_alive=True)
     assert said[0].get("key") == named
     assert len(reads) == (named is not None)

@@ -14,9 +14,10 @@ from pipeline.cluster import Slot
 from pipeline.errors import RaylensError, UsageError
 from pipeline.estimate import Measured
 from pipeline.options import Resources
+from pipeline.storage import UnreachableError
 
 HEAD = "head:6379"  # of the cluster that is joined
-WORK = SimpleNamespace(step=SimpleNamespace(name="sweep"), plans={})
+WORK = SimpleNamespace(id="sweep-0", step=SimpleNamespace(name="sweep"), plans={})
 
 
 class Group(SimpleNamespace):
@@ -64,6 +65,7 @@ class World:
         monkeypatch.setattr(pool, "ray", SimpleNamespace(put=lambda work: work, wait=lambda refs, timeout: (refs, [])))
         monkeypatch.setattr(cluster, "joined", lambda: self.joined)
         monkeypatch.setattr(cluster, "slots", slots)
+        monkeypatch.setattr(cluster, "node_name", lambda node: f"host-{node}")
         monkeypatch.setattr(cluster, "alive_nodes", lambda: {slot.node: {} for slot in self.slots})
         monkeypatch.setattr(cluster, "free_of_nodes", lambda: None)  # Ray does not tell what is free
         monkeypatch.setattr(pool, "start_host", lambda slot, ledger: actor)
@@ -312,3 +314,64 @@ class TestSetupsThatFail:
         with pytest.raises(RaylensError) as ended:
             workers.settle(third)
         assert str(ended.value) == told
+
+    def test_a_place_where_none_can_be_set_up_is_left_alone_while_others_work(
+        self, workers: pool.Pool, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A mount that one node lacks, or a GPU that is lost there, ends no run that goes on elsewhere."""
+        lacking = ray.exceptions.RayTaskError("setup", "no traceback", RaylensError("no such weights file"))
+        said: list[str] = []
+        workers._say = said.append
+        outcome: Any = None
+
+        def get(reference: Any) -> None:
+            if outcome is not None:
+                raise outcome
+
+        monkeypatch.setattr(pool.ray, "get", get)
+        monkeypatch.setattr(pool.ray, "kill", lambda actor: None, raising=False)
+        *others, last = workers.pending
+        for reference in others:
+            workers.settle(reference)
+        bad = workers._setups[last].slot
+        outcome = lacking
+        for nth in range(1, pool.SETUP_FAILURES + 1):
+            (reference,) = workers.pending
+            assert workers.settle(reference)
+            assert [m.slot for m in workers.members if m.slot == bad] == []
+            assert len(said) == (nth == pool.SETUP_FAILURES)
+            world.later()
+            workers.refresh(16)
+        assert workers.pending == [], "no fourth worker is started there"
+        assert said == [
+            "step 'sweep': a place on host-a is left alone, no worker can be set up there: no such weights file"
+        ]
+        assert len(workers.members) == 7
+        for member in list(workers.members):  # but it is tried again where nothing else is left
+            workers.drop(member)
+        world.slots = [bad]
+        world.later()
+        workers.refresh(16)
+        assert [m.slot for m in workers.members] == [bad]
+        for _ in range(pool.SETUP_FAILURES - 1):
+            workers.settle(*workers.pending)
+            world.later()
+            workers.refresh(16)
+        (reference,) = workers.pending
+        with pytest.raises(RaylensError, match="no such weights file"):
+            workers.settle(reference)
+
+    def test_what_the_first_worker_says_of_its_setup_ends_the_run_at_once(
+        self, workers: pool.Pool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.error = ray.exceptions.RayTaskError("setup", "no traceback", RaylensError("no such weights file"))
+        with pytest.raises(RaylensError, match="no such weights file"):
+            workers.settle(workers.pending[0])
+
+    def test_storage_that_is_away_while_the_first_is_set_up_is_asked_again(self, workers: pool.Pool) -> None:
+        self.error = ray.exceptions.RayTaskError("setup", "no traceback", UnreachableError("it answers 503"))
+        first, second, third, *_ = workers.pending
+        workers.settle(first)
+        workers.settle(second)
+        with pytest.raises(UnreachableError, match="503"):
+            workers.settle(third)

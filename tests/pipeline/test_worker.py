@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline import plan as plans
+from pipeline.errors import RaylensError
 from pipeline.estimate import Measured
 from pipeline.images import Limits
 from pipeline.run import Run
 from pipeline.steps import Measure, Source
+from pipeline.storage import UnreachableError
 from pipeline.tasks import Stopped, Task, Work
 from pipeline.worker import Worker
 
@@ -110,3 +114,92 @@ def test_one_that_is_asked_to_stop_waits_for_nothing(worker):
     worker.stop()
     with pytest.raises(Stopped):
         worker.pause(3600.0)
+
+
+def test_a_row_without_room_fails_alone_and_the_others_do_not(worker):
+    """Out of memory down to single rows: what there was room for is kept."""
+
+    class Large(Stage):
+        def __call__(self, batch):
+            if 4.0 in batch["x"][batch["valid"]]:
+                raise MemoryError("no room")
+            return super().__call__(batch)
+
+    worker.stage = Large()
+    receipt = worker.run(Task("all", 0)).receipt
+    rows = worker.shards("all").table(0).to_pylist()
+    assert [row["value"] for row in rows] == [0.0, 1.0, 2.0, 3.0, None, 5.0]
+    assert [row["error"] for row in rows if row["status"] == "failed"] == ["MemoryError: no room"]
+    assert receipt.notes == ("out of memory: micro-batch halved to 1",)
+
+
+def test_a_worker_that_is_let_go_holds_nothing(worker):
+    """No circle keeps its network on the device until Python collects them."""
+    work = worker.work
+    gc.collect()
+    gc.disable()
+    try:
+        other = Worker(work, "cpu", 1)
+        other.run(Task("all", 0))
+        held = weakref.ref(other), weakref.ref(other.stage)
+        other.close()
+        del other
+        assert [reference() for reference in held] == [None, None]
+    finally:
+        gc.enable()
+
+
+class Far(Stage):
+    """Some of its keys cannot be reached."""
+
+    gone: frozenset[str] = frozenset()
+
+    def prepare(self, image, row):
+        if row["key"] in self.gone:
+            raise UnreachableError("no route to host", where=row["key"])
+        return super().prepare(image, row)
+
+
+@pytest.mark.parametrize(
+    ("gone", "forgiving", "made"),
+    [
+        ("3", "no", None),
+        ("3", "some", [0.0, 1.0, 2.0, None, 4.0, 5.0]),
+        ("23", "some", [0.0, 1.0, None, None, 4.0, 5.0]),
+        ("012345", "some", None),
+        ("012345", "all", [None] * 6),
+    ],
+)
+def test_rows_that_cannot_be_reached_fail_once_that_is_known_to_be_theirs(worker, gone, forgiving, made):
+    worker.stage = Far()
+    worker.stage.gone = frozenset(gone)
+    task = Task("all", 0, attempt=2, forgiving=forgiving)
+    if made is None:
+        with pytest.raises(UnreachableError):
+            worker.run(task)
+        assert worker.shards("all").committed() == {}
+        return
+    worker.run(task)
+    rows = worker.shards("all").table(0).to_pylist()
+    assert [row["value"] for row in rows] == made
+    assert {row["error"] for row in rows if row["status"] == "failed"} == {"cannot be reached: no route to host"}
+
+
+@dataclasses.dataclass
+class Weights:
+    """An input whose file may differ from node to node."""
+
+    here: str = "a"
+
+    def digest(self):
+        return self.here
+
+    def load(self, device):
+        return self.here
+
+
+def test_an_input_that_is_another_one_here_is_refused(worker):
+    step = dataclasses.replace(worker.work.step, inputs={"network": Weights()})
+    Worker(dataclasses.replace(worker.work, step=step, digests={"network": "a"}), "cpu", 1).close()
+    with pytest.raises(RaylensError, match=r"node .*: the step's input 'network' is another one than where the run"):
+        Worker(dataclasses.replace(worker.work, step=step, digests={"network": "b"}), "cpu", 1)
