@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -43,8 +43,13 @@ class Outcome:
     seconds: float
 
 
-def execute(job: Job, url: str, options: Options | None = None) -> Outcome:
+def execute(
+    job: Job, url: str, options: Options | None = None, then: Callable[[Outcome], None] | None = None
+) -> Outcome:
     """Run a job to its end, or as far as it goes; a rerun goes on where receipts end.
+
+    ``then`` is called when all steps are there, while the run is still this driver's alone: for files that are written
+    piece by piece.
 
     Raises RaylensError (UsageError before anything runs where possible). Rows that fail do not raise: see
     ``Outcome.exit_code``.
@@ -60,6 +65,9 @@ def execute(job: Job, url: str, options: Options | None = None) -> Outcome:
             try:
                 events.say("begin", job=job.name, pid=os.getpid())
                 outcome = engine.go(started)
+                if then is not None:
+                    engine.close()  # what it held is free for others meanwhile
+                    then(outcome)
                 events.say("end", exit_code=outcome.exit_code, seconds=round(outcome.seconds, 1))
                 return outcome
             except BaseException as error:
@@ -234,7 +242,7 @@ class _Engine:
             with Progress(
                 step.name, plan.shards, shards=plan.shards, done=len(good), shards_done=len(good), unit="blocks"
             ) as progress:
-                reduce_on_ray(reducing, todo, self.stop, progress)
+                reduce_on_ray(reducing, todo, self.stop, progress, self.options.resources)
             shards.sweep(orphans=True)
         if todo or not folder.exists("metrics.json"):
             table = pa.concat_tables(list(shards.tables(getattr(step.reduction, "summary_columns", None))))

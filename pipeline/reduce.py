@@ -2,7 +2,7 @@
 
 A leaf of the tree is a fixed number of consecutive shards added to one state, and neighbours merge pairwise; so the sum
 depends on the plan only, never on the number of workers or on who finished first. A task holds one state, or the two
-it merges: peak memory is tasks in flight times that.
+it merges; those that wait to be merged lie in Ray's object store, on disk where it is full.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ import pyarrow.compute as pc
 import ray
 
 from pipeline.errors import RaylensError
+from pipeline.failures import backoff
+from pipeline.options import Resources
 from pipeline.progress import Progress
 from pipeline.remote_errors import told
 from pipeline.shards import Receipt, Shards
 from pipeline.signals import RunStopped
 from pipeline.steps import Reduction
-from pipeline.storage import Folder
+from pipeline.storage import Folder, UnreachableError
 from pipeline.waiting import Patience, cluster_has, in_words, is_free
 
 LEAF_SHARDS = 256  # a leaf is one task
 _TOLD_S = 2.0
+_TRIES = 8  # at what the storage refuses: about a minute
+_ANY = Resources()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,39 +115,58 @@ def _merged(states: list[Any], merge: Callable[[Any, Any], Any]) -> Any:
     return states[0]
 
 
+def _patiently(work: Callable[..., Any], *given: Any) -> Any:
+    """``work(*given)``, again after a while where the storage is away: nothing of it is lost by that."""
+    for nth in range(1, _TRIES):
+        try:
+            return work(*given)
+        except UnreachableError:
+            time.sleep(backoff(nth))
+    return work(*given)
+
+
+def _leaf_task(reducing: Reducing, block: int, leaf: int) -> Any:
+    return _patiently(add_leaf, reducing, block, leaf)
+
+
 def _merge_task(reducing: Reducing, left: Any, right: Any) -> Any:
     return reducing.reduction.merge(left, right)
 
 
 def _finish_task(reducing: Reducing, block: int, state: Any) -> Receipt:
-    return finish_block(reducing, block, state)
+    return _patiently(finish_block, reducing, block, state)
 
 
 def _whole_task(reducing: Reducing, block: int) -> Receipt:
     # A block of one leaf never leaves its process.
-    return finish_block(reducing, block, add_leaf(reducing, block, 0))
+    return _patiently(finish_block, reducing, block, _patiently(add_leaf, reducing, block, 0))
 
 
-def reduce_on_ray(reducing: Reducing, todo: Sequence[int], stop: threading.Event, progress: Progress) -> None:
-    """Run the blocks of ``todo`` as Ray tasks, a bounded number at a time."""
-    resources = ray.cluster_resources()
-    in_flight = max(1, int(resources.get("CPU", 1)))
-    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 5}
-    if getattr(reducing.reduction, "accelerated", False) and resources.get("GPU", 0) >= 1:
-        options["num_gpus"] = 1
-        in_flight = max(1, int(resources["GPU"]))
+def reduce_on_ray(
+    reducing: Reducing,
+    todo: Sequence[int],
+    stop: threading.Event,
+    progress: Progress,
+    resources: Resources = _ANY,
+) -> None:
+    """Run the blocks of ``todo`` as Ray tasks, as many at a time as the cluster has places for now."""
+    wanted = {"CPU": 1.0}
+    gpus = resources.gpus if resources.gpus is not None else ray.cluster_resources().get("GPU", 0)
+    if gpus >= 1 and getattr(reducing.reduction, "accelerated", False):
+        wanted["GPU"] = 1.0
+    options = {"num_cpus": 1, "num_gpus": wanted.get("GPU", 0), "max_retries": 5}
     reference = ray.put(reducing)
-    run = {f: ray.remote(f).options(**options) for f in (add_leaf, _merge_task, _finish_task, _whole_task)}
+    run = {f: ray.remote(f).options(**options) for f in (_leaf_task, _merge_task, _finish_task, _whole_task)}
     waiting = list(todo)
     flying: dict[Any, int] = {}
-    wanted = {"CPU": 1.0} | ({"GPU": 1.0} if "num_gpus" in options else {})
     # Which of its tasks run, Ray does not tell: only that nothing was free, and that nothing is done since.
     starved = not _free_soon(wanted, stop)
     patience = Patience(
         progress.say, lambda: f"waits for {in_words(wanted)} a task, and none was free; {cluster_has()}"
     )
     while waiting or flying:
-        while waiting and len(flying) < in_flight:
+        places = int(ray.cluster_resources().get("GPU" if "GPU" in wanted else "CPU", 1))
+        while waiting and len(flying) < max(1, min(places, resources.max_workers or places)):
             block = waiting.pop(0)
             flying[_submit(run, reducing, reference, block)] = block
         done, _ = ray.wait(list(flying), timeout=0.5)
@@ -174,7 +197,7 @@ def _submit(run: dict[Any, Any], reducing: Reducing, reference: Any, block: int)
     leaves = len(reducing.leaves(block))
     if leaves == 1:
         return run[_whole_task].remote(reference, block)
-    states = [run[add_leaf].remote(reference, block, leaf) for leaf in range(leaves)]
+    states = [run[_leaf_task].remote(reference, block, leaf) for leaf in range(leaves)]
     return run[_finish_task].remote(reference, block, _merged(states, partial(run[_merge_task].remote, reference)))
 
 

@@ -52,10 +52,13 @@ def _lister(split: InstancesSource, taxonomy: Taxonomy) -> Callable[[], pa.Table
 def run(config: CocoConfig, run_url: str, options: Options | None = None) -> Outcome:
     """Run the job to its end, write the kept images' json of each split and the report; a rerun goes on."""
     options = options or config.options()
-    outcome = execute(build(config), run_url, options)
-    if not options.only:
+
+    def keep(outcome: Outcome) -> None:
         for path in write_kept(run_url, config, outcome.fingerprints):
             options.say(f"kept images {path}")
+
+    outcome = execute(build(config), run_url, options, None if options.only else keep)
+    if not options.only:
         options.say(f"report {write_report(run_url)}")
     return outcome
 
