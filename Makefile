@@ -45,10 +45,12 @@ test: lint
 test-long: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m long
 
-# More of what tests/faults/test_fuzz*.py try, other inputs each time.
+# More of what tests/faults/test_fuzz*.py try, other inputs each time; and other examples of all properties.
+FUZZ := tests/faults/test_fuzz.py tests/faults/test_fuzz_data.py
+fuzz: export RAYLENS_FUZZ := $(or $(INPUTS),2000)
 fuzz: install
-	RAYLENS_FUZZ=$(or $(INPUTS),2000) $(BIN)/python -m pytest -q -s -W ignore --timeout=3600 \
-		tests/faults/test_fuzz.py tests/faults/test_fuzz_data.py
+	$(BIN)/python -m pytest -q -s -W ignore --timeout=3600 $(FUZZ)
+	$(BIN)/python -m pytest -q -n 2 -W ignore -m hypothesis $(addprefix --ignore=,$(FUZZ))
 
 # Known holes in what the pinned versions bring. Where its database cannot be reached, it says so and that is all.
 audit: install

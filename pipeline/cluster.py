@@ -8,14 +8,16 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 
 from pipeline.errors import RaylensError, UsageError
-from pipeline.options import Resources
+from pipeline.options import Resources, aloud
 from pipeline.provenance import cpu_count
+
+_STARTS = 3  # of Ray, where a machine is too busy for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,10 @@ class Slot:
     threads: int
 
 
-def connect(resources: Resources) -> None:
+def connect(resources: Resources, say: Callable[[str], None] = aloud) -> None:
     """Join the cluster that is named, or start one on this machine. What this process is connected to stays.
+
+    Ray gives up where a machine is too busy to start its processes in half a minute: then ``say`` hears of another try.
 
     UsageError where a cluster is named and that is another.
     """
@@ -58,13 +62,26 @@ def connect(resources: Resources) -> None:
             settings["num_gpus"] = resources.gpus
     try:
         with _signals_kept():
-            ray.init(**settings)
+            _init(settings, say)
     except Exception as error:  # Ray raises a bare one when its processes do not come up in time
         at, cure = "this machine", "run again when it is less busy"
         if address:
             at, cure = address, "check --address ('ray status' there), or leave it out to use this machine"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RaylensError(f"Ray could not be reached or started ({reason})", where=at, cure=cure) from error
+
+
+def _init(settings: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    for _ in range(_STARTS - 1):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            say("Ray did not start in time, for this machine is busy: once more")
+    ray.init(**settings)
 
 
 def _is_up(address: str) -> bool:

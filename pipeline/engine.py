@@ -255,7 +255,7 @@ class _Engine:
     def _connect(self) -> None:
         from pipeline.cluster import connect
 
-        connect(self.options.resources)
+        connect(self.options.resources, self.options.say)
 
 
 def _closure(job: Job, only: tuple[str, ...]) -> set[str]:

@@ -39,7 +39,7 @@ class Runner:
     def __init__(
         self, resources: cluster.Resources, events: Events, stop: Stop, say: Callable[[str], None] = print
     ) -> None:
-        cluster.connect(resources)
+        cluster.connect(resources, say)
         self._ledger = start_ledger()
         self._events, self._stop, self._say = events, stop, say
         self.pool = Pool(resources, self._ledger, events.say, say)

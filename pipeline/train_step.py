@@ -66,7 +66,7 @@ class TrainStep:
         if workers:
             from pipeline.cluster import connect
 
-            connect(self.options.resources)
+            connect(self.options.resources, self.options.say)
         self.options.say(f"step '{name}': trains {places.told}")
         done = CommittedCheckpoints(folder.child("checkpoints")).newest()
         events.say("train", step=name, workers=workers, world=max(1, workers), gpus_per_worker=gpus, checkpoint=done)

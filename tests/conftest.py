@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,13 +19,23 @@ from hypothesis import HealthCheck, settings
 
 import pipeline  # noqa: F401 (before any test imports Ray, as a driver does: Ray reads then what this sets)
 
-# How long a busy machine takes for an example tells nothing.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long a busy machine takes for an example tells nothing. A commit is judged by the same examples each time;
+# ``make fuzz`` looks for new ones.
+settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=not os.environ.get("RAYLENS_FUZZ"),
+)
 settings.load_profile("patient")
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a session started here has; read when Ray is imported
 if "RAY_AUTH_TOKEN_PATH" not in os.environ:  # without one Ray writes one to the home folder
     os.environ.setdefault("RAY_AUTH_TOKEN", "5c1e8a37f02b4d96" * 4)
+
+# A shell's background job ignores interruptions, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 HEAD = """
@@ -32,6 +44,28 @@ quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "E
 print("address", ray.init(address="local", num_cpus=2, **quiet).address_info["gcs_address"], flush=True)
 sys.stdin.read()  # until the tests are over, or killed
 """
+
+
+@pytest.fixture(autouse=True)
+def _same_torch_in_each_test() -> Iterator[None]:
+    yield from _same_torch()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _same_torch_in_each_module() -> Iterator[None]:
+    yield from _same_torch()
+
+
+def _same_torch() -> Iterator[None]:
+    """What a test draws and how sums are rounded does not depend on which tests this process ran before."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -64,6 +98,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySession
             )
         if address := _address(head, log):
             break
+        _kill_family(head)
     try:
         assert address, f"Ray did not start: {log.read_text()}"
         yield replace(session, address=address)
@@ -72,9 +107,10 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySession
 
 
 def _address(head: subprocess.Popen[str], log: Path) -> str:
-    """What the head says once it is up; nothing where it ended instead."""
+    """What the head says once it is up; nothing where it ended instead, or says nothing for too long."""
+    until = time.monotonic() + 90
     while True:
-        ended = head.poll() is not None
+        ended = head.poll() is not None or time.monotonic() > until
         for line in log.read_text().splitlines(keepends=True):
             if line.startswith("address ") and line.endswith("\n"):
                 return line.split()[1]

@@ -34,8 +34,7 @@ class Nodes:
         self, folder: Path, free_ports: Callable[[int], list[int]], kill_family: Callable[[Process], None]
     ) -> None:
         self._folder, self._free_ports, self.kill = folder, free_ports, kill_family
-        self._port = free_ports(1)[0]
-        self.address = f"127.0.0.1:{self._port}"
+        self.address = ""  # of the last head that was started
         self.settings = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
@@ -46,8 +45,9 @@ class Nodes:
 
     def cluster(self) -> list[Process]:
         """A head and two more nodes, of one CPU each."""
-        client = self._free_ports(1)[0]
-        head = ("--head", f"--port={self._port}", "--include-dashboard=false", f"--ray-client-server-port={client}")
+        port, client = self._free_ports(2)  # another one each time: the last head's may have been taken since
+        self.address = f"127.0.0.1:{port}"
+        head = ("--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={client}")
         return [self._node(*options) for options in (head, *[(f"--address={self.address}",)] * 2)]
 
     def _node(self, *options: str) -> Process:

@@ -53,11 +53,15 @@ class Ground:
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_DEATHS}
         self._cluster = driving.patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.address: str = self._cluster.address
-        for _ in range(nodes):
-            self.add()
+        try:
+            for _ in range(nodes):
+                self.add()
+        except BaseException:
+            self.close()
+            raise
 
     def add(self) -> None:
-        self._cluster.add_node(wait=False, num_cpus=1)
+        driving.patiently(lambda: self._cluster.add_node(wait=False, num_cpus=1), only="timed out during startup")
 
     def remove(self, which: random.Random) -> None:
         """Kill a node, ungracefully, with all that runs on it."""
@@ -87,11 +91,13 @@ class Ground:
 def ground(nodes: int = 2) -> Iterator[Ground]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = driving.PATH  # of the nodes' workers
-    place = Ground(nodes)
+    place = None
     try:
+        place = Ground(nodes)
         yield place
     finally:
-        place.close()
+        if place is not None:
+            place.close()
         if before is None:
             del os.environ["PYTHONPATH"]
         else:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+_ONE_AT_A_TIME = threading.Lock()
 _BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _IN_A_ROW = 2  # faults of one request, sent again and again
 _HOP = {"connection", "transfer-encoding", "content-length"}
@@ -94,9 +95,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         store = http.client.HTTPConnection(*self.proxy.upstream, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
-        store.request(self.command, self.path, body, headers)
-        answer = store.getresponse()
-        data = answer.read()
+        # What a store does in one step: the one behind this looks first and then writes, and two could pass.
+        with _ONE_AT_A_TIME if "If-None-Match" in headers else contextlib.nullcontext():
+            store.request(self.command, self.path, body, headers)
+            answer = store.getresponse()
+            data = answer.read()
         store.close()
         if fault == "lost":
             self._break_off()

@@ -37,10 +37,10 @@ def test_a_second_driver_is_refused_and_after_the_first_was_killed_it_goes_on(
     cluster: str, tmp_path: Path, undisturbed: pa.Table
 ) -> None:
     run = tmp_path / "run"
-    driver = begin(run, cluster, pause_s=0.4)
+    driver = begin(run, cluster, pause_s=1.0)
     with pytest.raises(RaylensError, match=f"another driver is working on this run: process {driver.pid} on "):
         execute(toy_job(200), str(run), QUIET)
-    time.sleep(random.Random(1).uniform(0, 0.8))
+    time.sleep(random.Random(1).uniform(0, 2.0))
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     before = written(run)
@@ -66,12 +66,11 @@ def test_sigterm_finishes_the_slice_in_hand_and_leaves_in_time(
     run = tmp_path / "run"
     seen = tmp_path / "seen"
     seen.mkdir()
-    driver = begin(run, cluster, pause_s=0.4, fault="seen", markers=str(seen))
-    asked = time.monotonic()
+    driver = begin(run, cluster, pause_s=1.0, fault="seen", markers=str(seen))
     driver.send_signal(signal.SIGTERM)
     _, err = driver.communicate(timeout=200)
-    assert time.monotonic() - asked < 20
     assert driver.returncode == 1
+    assert "stopped on request" in err, "by its own clock it was late: then it leaves without these words"
     assert "run the same command again to resume" in err
     assert "Traceback" not in err
     assert 1 <= receipts(run) < 9

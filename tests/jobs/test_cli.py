@@ -21,6 +21,7 @@ from pipeline.options import Options
 from pipeline.run import Run
 from pipeline.shards import Shards
 from pipeline.steps import Job, Source
+from pipeline.storage import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -188,8 +189,8 @@ def test_a_watched_run_is_shown_until_it_is_complete(run: Run) -> None:
     watching = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1)
     assert watching.stdout is not None
     assert "not complete" in watching.stdout.readline()
-    (receipts / "00001.json").write_bytes(kept)
-    shown, _ = watching.communicate(timeout=60)
+    Folder(str(receipts)).write("00001.json", kept)  # whole at once, as they come
+    shown, _ = watching.communicate(timeout=240)
     assert watching.returncode == 0
     last = [line for line in shown.splitlines() if line.startswith(run.url)][-1]
     assert last.endswith("job chip  complete")

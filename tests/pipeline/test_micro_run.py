@@ -66,7 +66,11 @@ def worker(folder: Path, pause_s: float, keys: int = KEYS) -> Worker:
     return Worker(Work("w", step, run.keys.url, {}, {}, {}, Limits()), "cpu", 1)
 
 
-def test_a_slow_stage_is_measured_on_slices_from_all_over_the_split(tmp_path: Path) -> None:
+def test_a_slow_stage_is_measured_on_slices_from_all_over_the_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.worker._MICRO_RUN_SECONDS", 60.0)  # a busy machine does not cut it short
+    monkeypatch.setattr("pipeline.worker._MICRO_RUN_MOST", 60.0)
     made = worker(tmp_path, 0.05)
     found = made.measure("all", BATCH)
     seen = made.stage.seen  # type: ignore[attr-defined]

@@ -404,7 +404,7 @@ def test_opens_from_disk_in_a_browser(tmp_path: Path, scheme: Any) -> None:
     path = everything(EVIL).write(tmp_path / "index.html")
     complaints: list[str] = []
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"], timeout=120_000)
         page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
         page.on("console", lambda m: complaints.append(m.text))
         page.on("pageerror", lambda e: complaints.append(str(e)))

@@ -340,7 +340,7 @@ class TestPlaces:
 
     def test_no_cluster_is_joined_where_it_would_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.there_are(monkeypatch, here=False, joined=False, gpus=0)
-        monkeypatch.setattr("pipeline.cluster.connect", lambda _: pytest.fail("joined"))
+        monkeypatch.setattr("pipeline.cluster.connect", lambda *_: pytest.fail("joined"))
         for wanted in (None, 0):
             assert _places(Resources(train_workers=wanted), 64).workers == 0
 
@@ -378,7 +378,7 @@ class TestPlaces:
         class JoinedError(Exception):
             pass
 
-        def join(resources: Resources) -> None:
+        def join(resources: Resources, *_: object) -> None:
             raise JoinedError(resources.address)
 
         monkeypatch.setattr("pipeline.cluster.connect", join)
@@ -389,7 +389,7 @@ class TestPlaces:
     def there_are(self, monkeypatch: pytest.MonkeyPatch, *, here: bool, joined: bool, gpus: int) -> None:
         """A GPU on this machine or not, a cluster joined already or not, with so many GPUs."""
         monkeypatch.setattr("torch.cuda.is_available", lambda: here)
-        monkeypatch.setattr("pipeline.cluster.connect", lambda _: None)
+        monkeypatch.setattr("pipeline.cluster.connect", lambda *_: None)
         monkeypatch.setattr("pipeline.cluster.joined", lambda: "head:6379" if joined else None)
         monkeypatch.setattr("pipeline.cluster.alive_nodes", lambda: {"a": {"GPU": float(gpus)}})
 

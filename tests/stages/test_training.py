@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from stages import training
 from stages.training import (
     TensorData,
     TrainingConfig,
@@ -183,9 +185,11 @@ def test_what_is_done_of_an_epoch_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     told: list[float] = []
     data = TensorData(["a", "b", "c", "d"], x=torch.ones(4, 1), y=torch.ones(4, 1))
     config = replace(PLAIN, epochs=2, batch=1)
+    assert training.WITHIN_S == 2.0
+    monkeypatch.setattr(training, "WITHIN_S", math.inf)
     fit(nn.Linear(1, 1), data, config, loss=squares, within=told.append)
-    assert told == [], "not before two seconds"
-    monkeypatch.setattr("stages.training.WITHIN_S", 0.0)
+    assert told == [], "not before its time"
+    monkeypatch.setattr(training, "WITHIN_S", 0.0)
     fit(nn.Linear(1, 1), data, config, loss=squares, within=told.append)
     assert told == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
 

@@ -155,7 +155,8 @@ def test_the_network_of_the_page_is_that_of_the_run(browser: Any, made: Made, sc
             found = made.plain(key)
             same(page, found, ys(made, found, key))
             told = page.locator(".steer .film li .frame .note").all_inner_texts()
-            assert told == [f"{value:.1f} dB" for value in found.psnr[0].tolist()]
+            rates = [float(words.removesuffix(" dB")) for words in told]
+            np.testing.assert_allclose(rates, found.psnr[0].numpy(), atol=0.05 + 0.02)  # rounded, and as in ``same``
 
 
 @browsing

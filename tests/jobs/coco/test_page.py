@@ -40,7 +40,7 @@ def test_the_page_opens_in_a_browser_without_a_complaint(tmp_path: Path) -> None
     path = coco_page(data).write(tmp_path / "index.html")
     complaints, asked = [], []
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"], timeout=120_000)
         page = browser.new_page(viewport={"width": 390, "height": 844})
         page.on("console", lambda m: complaints.append(m.text))
         page.on("pageerror", lambda e: complaints.append(str(e)))

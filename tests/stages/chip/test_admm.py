@@ -76,7 +76,7 @@ def test_weights_are_those_of_coordinate_descent(name: str, seed: int, rel: floa
     certificate = certify(problem.gram, problem.b, problem.gg, lam, w)
     assert certificate.kkt <= 1e-8
     assert certificate.gap <= 1e-8
-    peer = Lasso(alpha=lam / len(problem.g), fit_intercept=False, tol=1e-10, max_iter=100_000)
+    peer = Lasso(alpha=lam / len(problem.g), fit_intercept=False, tol=1e-12, max_iter=100_000)
     peer.fit(problem.z, problem.g)
     assert objective(problem, lam, w) <= objective(problem, lam, peer.coef_) * (1 + 1e-9)
     # The fitted scores are unique even where the weights are not (fewer samples than channels).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -27,12 +26,14 @@ from stages.training_device import tuned
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_killed_in_a_random_epoch_it_ends_as_the_undisturbed_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batches", [7, 22, 36])  # the first of the second epoch, one on the way, the last of all
+def test_killed_in_any_epoch_it_ends_as_the_undisturbed_training(tmp_path: Path, batches: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the other process: sums are rounded by how they are shared out
-    undisturbed = train_here(tmp_path / "undisturbed")
-    torch.set_num_threads(before)
-    batches = random.SystemRandom().randint(7, 36)  # anywhere from the second epoch to the last batch
+    try:
+        undisturbed = train_here(tmp_path / "undisturbed")
+    finally:
+        torch.set_num_threads(before)
     done = (batches - 1) // 6
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, two_level_cases.__file__, str(tmp_path / "killed")]
