@@ -340,7 +340,8 @@ def test_real_super_resolution_networks(real_data: Path, file: str, engine: str)
     net = load_sr(espcn(22, 32, 2) if file.startswith("ESPCN") else fsrcnn(2), real_data / "sr" / f"{file}.safetensors")
     scope = LinearScope(net, torch.rand(1, 1, 12, 12, dtype=torch.float64))
     assert scope.engine == engine
-    assert close(scope.forward(scope.x0) + scope.residual(), scope.output)
+    linear = scope.forward(scope.x0)  # a thousand times the output, where factors h(x0) / x0 of small x0 are large
+    assert (linear + scope.residual() - scope.output).abs().max() <= 1e-12 * linear.abs().max()
     assert close(scope.column(70).flatten()[300], scope.row(300).flatten()[70])
     v, u = torch.randn_like(scope.x0), torch.randn_like(scope.output)
     assert close((scope.forward(v) * u).sum(), (v * scope.adjoint(u)).sum())
