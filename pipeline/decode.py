@@ -80,13 +80,16 @@ def prepare_slice(stage: Stage, rows: Sequence[Row], limits: images.Limits) -> P
     return stack([prepare_row(stage, row, limits) for row in rows])
 
 
-def prepare_what_is_reached(stage: Stage, rows: Sequence[Row], limits: images.Limits) -> tuple[Prepared, int]:
+def prepare_what_is_reached(
+    stage: Stage, rows: Sequence[Row], limits: images.Limits, pool: ThreadPoolExecutor
+) -> tuple[Prepared, int]:
     """A slice whose unreachable images are errors of their rows, and how many of its rows were reached."""
+    futures = [pool.submit(prepare_row, stage, row, limits) for row in rows]  # a dead host answers after half a minute
     results: list[dict[str, np.ndarray] | str] = []
     reached = len(rows)
-    for row in rows:
+    for future in futures:
         try:
-            results.append(prepare_row(stage, row, limits))
+            results.append(future.result())
         except UnreachableError as error:
             results.append(f"cannot be reached: {error.what}")
             reached -= 1
@@ -130,3 +133,23 @@ class ThreadFeeder:
             for future in futures:
                 future.cancel()
         self._ready.clear()
+
+
+class ReachedFeeder:
+    """Slices without the images that cannot be reached, none ahead; UnreachableError while there are no others."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, stage: Stage, slices: Sequence[Sequence[Row]], limits: images.Limits
+    ) -> None:
+        self._pool, self._stage, self._slices, self._limits = pool, stage, slices, limits
+
+    def __iter__(self) -> Iterator[Prepared]:
+        total = 0
+        for rows in self._slices:
+            prepared, reached = prepare_what_is_reached(self._stage, rows, self._limits, self._pool)
+            total += reached
+            if not total:
+                raise UnreachableError("no image that was looked at can be reached", where=str(rows[0].get("uri", "")))
+            yield prepared
+
+    def close(self) -> None: ...

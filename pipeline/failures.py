@@ -13,7 +13,8 @@ from pipeline.tasks import Range, Task
 
 DEATHS = 3  # at one slice before it is bisected; by one key alone before it is quarantined
 FREE_RETRIES = 20  # of one shard, for reasons that are not its own
-UNREACHED = 10  # attempts (minutes) after which a row that cannot be reached fails, where others can
+UNREACHED = 10  # attempts (minutes) after which a row that cannot be reached fails, where others of its shard can
+PROOFS = 3  # attempts in a row between which other shards were read, after which all of a shard's rows may fail
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
 
 
@@ -39,8 +40,7 @@ class ShardFate:
         self._task = task
         self._deaths: dict[Range, int] = {}
         self._suspects: list[Range] = list(task.suspects)
-        self._free = self._unreached = 0
-        self._others_made = False
+        self._free = self._unreached = self._proofs = 0
 
     def acquit(self, completed: Range) -> None:
         """A completed run of a range clears what was counted against it."""
@@ -56,11 +56,14 @@ class ShardFate:
     def unreached(self, why: str, *, others_made: bool) -> Verdict:
         """A row's image could not be reached: it is gone, or the storage is away.
 
-        ``others_made``: other shards were finished since this one was begun, so the storage is not away.
+        ``others_made``: other shards of the split were read since the last time. One of them may have been read before
+        the storage went away; that it is there shows only again and again.
         """
         self._unreached += 1
-        self._others_made = others_made
-        return self.lost(why)
+        self._proofs = self._proofs + 1 if others_made else 0
+        if self._unreached > FREE_RETRIES:
+            return Verdict("give up", note=f"its images could not be reached {self._unreached} times: {why}")
+        return Verdict("retry", backoff(self._unreached), note=why)
 
     def died(self, inside: Range) -> Verdict:
         """The worker died on a living node while it computed the rows ``inside``."""
@@ -84,6 +87,6 @@ class ShardFate:
             attempt=self._task.attempt + 1,
             suspects=tuple(self._suspects),
             quarantined={**self._task.quarantined, **quarantined},
-            forgiving="no" if self._unreached < UNREACHED else "all" if self._others_made else "some",
+            forgiving="no" if self._unreached < UNREACHED else "all" if self._proofs >= PROOFS else "some",
         )
         return self._task

@@ -127,7 +127,7 @@ def _kind(error: Exception) -> Literal["missing", "denied", "unreachable", "unre
     status = getattr(error, "status", None)
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
         return "missing" if status in (404, 410) else "denied" if status in (401, 403) else "unreadable"
-    never = (errno.ENAMETOOLONG, errno.EINVAL, errno.EIO)
+    never = (errno.ENAMETOOLONG, errno.EINVAL)  # not EIO: so s3fs and FUSE call whatever they have no word for
     return "unreadable" if isinstance(error, ValueError) or getattr(error, "errno", None) in never else "unreachable"
 
 

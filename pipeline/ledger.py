@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +29,8 @@ class Ledger:
 
     def mark(self, mark: Mark) -> None:
         attempt = (mark.task, mark.attempt)
-        self._open[attempt], self._since[attempt] = mark.range if mark.begin else None, time.monotonic()
+        self._open[attempt] = mark.range if mark.begin else None
+        self._since[attempt] = math.inf if mark.decoding else time.monotonic()
         if not mark.begin:
             self._completed[attempt].append(mark.range)
             self._rows[attempt].update(mark.rows)
@@ -43,7 +45,7 @@ class Ledger:
         return any(attempt in self._open for attempt in attempts)
 
     def silent(self, attempts: Sequence[tuple[str, int]], seconds: float) -> list[tuple[str, int]]:
-        """Those of the attempts that have been in one slice for longer."""
+        """Those of the attempts that have computed one slice for longer."""
         until = time.monotonic() - seconds
         return [a for a in attempts if self._open.get(a) is not None and self._since[a] < until]
 

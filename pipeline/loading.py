@@ -23,8 +23,8 @@ def load_inputs(inputs: Mapping[str, Input], device: Any, digests: Mapping[str, 
             raise RaylensError(
                 f"the step's input '{name}' is another one than where the run was started",
                 where=f"node {platform.node()}",
-                cure="its file differs there, or was changed since, or an older copy of its URL lies in torch.hub's "
-                "folder: let every node read the same file",
+                cure="what it is read from differs there, or was changed since (of a URL an older copy may lie in "
+                "torch.hub's folder): let every node read the same, then run again",
             )
     return found
 

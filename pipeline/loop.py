@@ -65,6 +65,7 @@ class ShardLoop:
         self._flying: dict[Any, Flight] = {}
         self._receipts: dict[Shard, Receipt] = {}
         self._late, self._silence = Late(), Silence(work, ledger)
+        self._hung: set[Shard] = set()
         self._placing = Patience(progress.say, lambda: f"waiting for {pool.wanted} to start; {cluster_has()}")
         self._decoding = Patience(progress.say, self._undecoded)
 
@@ -156,7 +157,7 @@ class ShardLoop:
         for reference, flight in list(self._flying.items()):
             if not idle:
                 return
-            if flight.task.apart or attempts[flight.shard] > 1 or flight.shard in self._receipts:
+            if flight.task.apart or attempts[flight.shard] > 1 or flight.shard in {*self._receipts, *self._hung}:
                 continue
             if self._late.is_late(reference):
                 self.spent.duplicates += 1
@@ -207,7 +208,7 @@ class ShardLoop:
             return
         self._receipts[flight.shard] = done.receipt
         self._progress.shard_done(done.receipt.rows)
-        self._retries.committed()
+        self._retries.committed(task)
         self.spent.add(task.name, done)
         self._meters.committed(done)
         self._events.say(
@@ -266,6 +267,7 @@ class ShardLoop:
                 f"shard {flight.task.name}: its worker is ended, one slice took it over {minutes:.0f} min"
             )
             self._events.say("hung", step=self._work.step.name, shard=flight.task.name, attempt=attempt[1])
+            self._hung.add(flight.shard)  # it is not late but deadly: another beside it would hide that
             self._pool.drop(flight.member)
 
     def _show(self) -> None:

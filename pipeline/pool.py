@@ -12,21 +12,17 @@ from typing import Any
 
 import ray
 
-from pipeline import cluster
 from pipeline.cluster import Slot
 from pipeline.decoding import Decoding
 from pipeline.demand import Demand
-from pipeline.errors import RaylensError
 from pipeline.estimate import Measured
 from pipeline.host import start_host
 from pipeline.options import Resources
 from pipeline.places import Places
-from pipeline.remote_errors import last_line, told
-from pipeline.storage import UnreachableError
+from pipeline.setups import LIMIT, Setups
 from pipeline.tasks import Work
 from pipeline.waiting import in_words
 
-SETUP_FAILURES = 3  # in a row before a place is given up, or the run where no worker is at work
 SHARDS_EACH = 2  # that a worker has at a time: nodes are asked for while there are so many for each worker on them
 _REFRESH_S = 5.0
 _RESTART_S = 0.5
@@ -63,13 +59,11 @@ class Pool:
     ) -> None:
         self._max_workers, self._ledger = resources.max_workers, ledger
         self._places, self._demand, self._decoding = Places(resources), Demand(), Decoding(resources.mode, tell)
-        self._tell, self._say = tell, say
         self.members: list[Member] = []
         self._setups: dict[Any, Member] = {}
         self._work: Work | None = None
         self._work_ref: Any = None
-        self._proven = ""  # the work that a worker could be set up for
-        self._failures = Counter[Slot | None]()  # setups in a row that failed there, in this step; None: anywhere
+        self._ends = Setups(tell, say)
         self._stuck = Counter[Slot]()  # how often a worker waited there in vain, in this step
         self._refreshed, self._not_before = -_REFRESH_S, 0.0
 
@@ -83,7 +77,7 @@ class Pool:
         self._work, self._work_ref = work, ray.put(work)
         self._decoding.mode = ""
         self._setups.clear()  # of an earlier step: it waits for its workers' turn, and they are set up anew
-        self._failures.clear()
+        self._ends.begin(work.step.name)
         self._stuck.clear()
         self._places.begin(self._measured)
         self._renew()
@@ -123,11 +117,11 @@ class Pool:
         self._places.count_room(self._demand.asked, self._demand.reserved(), working, waiting, spread=spread)
 
     def _open(self) -> list[tuple[Slot, bool]]:
-        """Places without a worker: first those where it would not wait, of them where none waited in vain."""
+        """Places without a worker: first those where setups end well, and where it would not wait (in vain, again)."""
         found = self._places.open(member.slot for member in self.members)
         if self.members:  # else one of those that are given up is better than none
-            found = [place for place in found if self._failures[place[0]] < SETUP_FAILURES]
-        return sorted(found, key=lambda place: (not place[1], self._stuck[place[0]]))
+            found = [place for place in found if self._ends.failures(place[0]) < LIMIT]
+        return sorted(found, key=lambda place: (self._ends.failures(place[0]), not place[1], self._stuck[place[0]]))
 
     def _start(self, wanted: int) -> None:
         if time.monotonic() < self._not_before:
@@ -189,51 +183,20 @@ class Pool:
             return False
         try:
             ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raised = told(error, self._name)
-            if self._work is None or (self._proven != self._work.id and not isinstance(error.cause, UnreachableError)):
-                raise raised from error  # it is the same everywhere, as far as anybody knows
-            self.drop(member)
-            self._count_failure(member, raised)
-            return True
         except ray.exceptions.RayError as error:
             self.drop(member)
-            self._count_failure(member, error)
+            pause = self._ends.failed(
+                member.slot,
+                error,
+                working=any(other.ready for other in self.members),
+                pending=[other.slot for other in self._setups.values()],
+                free=[slot for slot, _ in self._open()],
+            )
+            self._not_before = max(self._not_before, time.monotonic() + pause)
             return True
-        self._failures[member.slot] = self._failures[None] = 0
-        self._proven = self._work.id if self._work else ""
+        self._ends.worked(member.slot)
         member.ready = True
         return True
-
-    def _count_failure(self, member: Member, error: Exception) -> None:
-        """A node that goes says nothing about the step, and takes all its workers along.
-
-        It is on Ray's list for a while yet: until then its workers are not dead but unavailable. While others work, a
-        place where none can be set up is left alone for this step.
-        """
-        unavailable = isinstance(error, ray.exceptions.ActorUnavailableError) or getattr(error, "preempted", False)
-        if unavailable or member.slot.node not in cluster.alive_nodes():
-            return
-        self._failures[member.slot] += 1
-        working = any(other.ready for other in self.members)
-        self._failures[None] += not working
-        if working and self._failures[member.slot] == SETUP_FAILURES:
-            why = str(error).splitlines()[0] if isinstance(error, RaylensError) else last_line(error)
-            node = cluster.node_name(member.slot.node)
-            self._tell("place given up", step=self._name, node=node, error=why)
-            self._say(f"step '{self._name}': a place on {node} is left alone, no worker can be set up there: {why}")
-        if working or self._failures[None] < SETUP_FAILURES:
-            return
-        if isinstance(error, RaylensError):
-            raise error
-        cure = "look at the memory of the nodes: the network may not fit"
-        if getattr(error, "actor_init_failed", False):
-            cure = "see that every node has the same Raylens and the same libraries as this one"
-        raise RaylensError(
-            f"{self._failures[None]} workers in a row died while they were set up for step '{self._name}' "
-            f"({type(error).__name__}: {last_line(error)})",
-            cure=cure,
-        ) from error
 
     @property
     def _name(self) -> str:

@@ -21,6 +21,7 @@ import ray
 
 from pipeline.errors import RaylensError
 from pipeline.failures import backoff
+from pipeline.growth import autoscaled
 from pipeline.options import Resources
 from pipeline.progress import Progress
 from pipeline.remote_errors import told
@@ -85,7 +86,8 @@ def add_leaf(reducing: Reducing, block: int, leaf: int) -> Any:
     reduction = reducing.reduction
     state = reduction.start(reducing.blocks[block])
     for part in reducing.leaves(block)[leaf]:
-        state = reduction.add(state, read_part(part, reduction.columns, getattr(reduction, "statuses", ("ok",))))
+        table = _patiently(read_part, part, reduction.columns, getattr(reduction, "statuses", ("ok",)))
+        state = reduction.add(state, table)
     return state
 
 
@@ -96,7 +98,7 @@ def finish_block(reducing: Reducing, block: int, state: Any) -> Receipt:
     if table.schema.names != reduction.schema.names:
         raise RaylensError(f"{reducing.name} returned columns {table.schema.names}, not {reduction.schema.names}")
     table = table.cast(reduction.schema).replace_schema_metadata(reduction.schema.metadata)
-    receipt, _ = Shards(Folder(reducing.folder), len(reducing.blocks)).commit(block, table)
+    receipt, _ = _patiently(Shards(Folder(reducing.folder), len(reducing.blocks)).commit, block, table)
     return receipt
 
 
@@ -116,7 +118,7 @@ def _merged(states: list[Any], merge: Callable[[Any, Any], Any]) -> Any:
 
 
 def _patiently(work: Callable[..., Any], *given: Any) -> Any:
-    """``work(*given)``, again after a while where the storage is away: nothing of it is lost by that."""
+    """``work(*given)``, which reads or writes, again after a while where the storage is away."""
     for nth in range(1, _TRIES):
         try:
             return work(*given)
@@ -125,21 +127,17 @@ def _patiently(work: Callable[..., Any], *given: Any) -> Any:
     return work(*given)
 
 
-def _leaf_task(reducing: Reducing, block: int, leaf: int) -> Any:
-    return _patiently(add_leaf, reducing, block, leaf)
-
-
 def _merge_task(reducing: Reducing, left: Any, right: Any) -> Any:
     return reducing.reduction.merge(left, right)
 
 
 def _finish_task(reducing: Reducing, block: int, state: Any) -> Receipt:
-    return _patiently(finish_block, reducing, block, state)
+    return finish_block(reducing, block, state)
 
 
 def _whole_task(reducing: Reducing, block: int) -> Receipt:
     # A block of one leaf never leaves its process.
-    return _patiently(finish_block, reducing, block, _patiently(add_leaf, reducing, block, 0))
+    return finish_block(reducing, block, add_leaf(reducing, block, 0))
 
 
 def reduce_on_ray(
@@ -151,12 +149,14 @@ def reduce_on_ray(
 ) -> None:
     """Run the blocks of ``todo`` as Ray tasks, as many at a time as the cluster has places for now."""
     wanted = {"CPU": 1.0}
-    gpus = resources.gpus if resources.gpus is not None else ray.cluster_resources().get("GPU", 0)
+    gpus = ray.cluster_resources().get("GPU", 0) if resources.gpus != 0 else 0
+    if not gpus and resources.gpus and autoscaled():
+        gpus = resources.gpus  # they come when they are asked for
     if gpus >= 1 and getattr(reducing.reduction, "accelerated", False):
         wanted["GPU"] = 1.0
     options = {"num_cpus": 1, "num_gpus": wanted.get("GPU", 0), "max_retries": 5}
     reference = ray.put(reducing)
-    run = {f: ray.remote(f).options(**options) for f in (_leaf_task, _merge_task, _finish_task, _whole_task)}
+    run = {f: ray.remote(f).options(**options) for f in (add_leaf, _merge_task, _finish_task, _whole_task)}
     waiting = list(todo)
     flying: dict[Any, int] = {}
     # Which of its tasks run, Ray does not tell: only that nothing was free, and that nothing is done since.
@@ -197,7 +197,7 @@ def _submit(run: dict[Any, Any], reducing: Reducing, reference: Any, block: int)
     leaves = len(reducing.leaves(block))
     if leaves == 1:
         return run[_whole_task].remote(reference, block)
-    states = [run[_leaf_task].remote(reference, block, leaf) for leaf in range(leaves)]
+    states = [run[add_leaf].remote(reference, block, leaf) for leaf in range(leaves)]
     return run[_finish_task].remote(reference, block, _merged(states, partial(run[_merge_task].remote, reference)))
 
 

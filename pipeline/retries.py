@@ -37,8 +37,9 @@ class Retries:
         self._fates = {task.of: ShardFate(task) for task in self.first}
         self._errors: collections.Counter[Shard] = collections.Counter()
         self._delayed: list[tuple[float, int, Task]] = []
-        self._lost_at: dict[Shard, int] = {}  # how many shards were finished when it first could not be read
-        self._ticket = self._deaths = self._commits = 0
+        self._read: collections.Counter[str] = collections.Counter()  # shards whose images were reached, by split
+        self._read_before: dict[Shard, int] = {}  # the same when a shard last could not be read
+        self._ticket = self._deaths = 0
 
     def __len__(self) -> int:
         """Attempts that are put off."""
@@ -56,17 +57,17 @@ class Retries:
             found.append(heapq.heappop(self._delayed)[2])
         return found
 
-    def committed(self) -> None:
+    def committed(self, task: Task) -> None:
         """A shard was finished."""
         self._deaths = 0
-        self._commits += 1
+        self._read[task.split] += task.forgiving == "no"  # rows that were given up prove nothing
 
     def failed(self, task: Task, cause: Exception) -> None:
         """An exception that no row explains: the user's to mend, which is raised, or one that may pass."""
         if isinstance(cause, UnreachableError):
-            begun = self._lost_at.setdefault(task.of, self._commits)
-            verdict = self._fates[task.of].unreached(cause.what, others_made=self._commits > begun)
-            self._retry(task, verdict)
+            made = self._read[task.split]
+            before, self._read_before[task.of] = self._read_before.get(task.of, made), made
+            self._retry(task, self._fates[task.of].unreached(cause.what, others_made=made > before))
             return
         if isinstance(cause, RaylensError):
             raise cause from None

@@ -29,8 +29,7 @@ from pipeline.spent import Spent
 from pipeline.storage import UnreachableError
 from pipeline.tasks import Work
 from pipeline.waiting import Patience, cluster_has, is_free
-
-_SAMPLES = 4  # micro-runs, each on other rows, before a step is given up
+from pipeline.worker import MICRO_RUNS
 
 
 class Runner:
@@ -53,14 +52,14 @@ class Runner:
 
     def _measure(self, work: Work, split: str, micro_batch: int | None) -> tuple[int, Measured]:
         died, size = "", 0
-        for attempt in range(_SAMPLES):
+        for attempt in range(MICRO_RUNS):
             member = self._first_ready(work)
             try:
                 size = micro_batch or ray.get(member.actor.micro_batch.remote())
                 return size, self._await(work, member.actor.measure.remote(split, size, attempt))
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
-                if isinstance(cause, UnreachableError) and attempt < _SAMPLES - 1:
+                if isinstance(cause, UnreachableError) and attempt < MICRO_RUNS - 1:
                     died = last_line(cause)
                     self._say(f"step '{work.step.name}': its micro-run is tried again: {died}")
                     self._stop.wait(backoff(attempt + 3))
@@ -75,7 +74,7 @@ class Runner:
                 self._events.say("death", step=work.step.name, shard=f"{split} (micro-run)", error=died)
                 self.pool.drop(member)
         raise RaylensError(
-            f"{_SAMPLES} micro-runs of step '{work.step.name}' on different rows each lost their worker ({died})",
+            f"{MICRO_RUNS} micro-runs of step '{work.step.name}' on different rows each lost their worker ({died})",
             cure="look at the memory of the nodes; --set resources.micro_batch=1 needs the least",
         )
 

@@ -16,7 +16,7 @@ _TOLD_S = 30.0  # in which Ray finds out whether a worker or its node is gone
 _ASK_S = 2.0
 _BETWEEN_S = 30.0
 _LEAST_S = 1800.0  # a slice may take as long on any worker,
-_FACTOR = 20.0  # and as many times as long as in the micro-run: another device may be far slower
+_FACTOR = 20.0  # and so many times as long as in the micro-run: another device may be far slower
 
 
 def what_became(actor: Any, node: str, error: Exception, stop: Stop) -> Exception:
@@ -43,8 +43,12 @@ class Silence:
     """Knows how long a worker may be in one slice, and asks the ledger now and then whose time is over."""
 
     def __init__(self, work: Work, ledger: Any) -> None:
-        usual = [plan.micro_batch / max(plan.measured.rows_per_s, 1e-9) for plan in work.plans.values()]
-        self.longest_s = max(_LEAST_S, _FACTOR * max(usual, default=0.0))
+        # A slice that fails is repeated row by row, each at the full shape.
+        usual = [
+            (_FACTOR + plan.micro_batch) * plan.micro_batch / max(plan.measured.rows_per_s, 1e-9)
+            for plan in work.plans.values()
+        ]
+        self.longest_s = max([_LEAST_S, *usual])
         self._ledger, self._asked = ledger, time.monotonic()
 
     def hung(self, attempts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -87,4 +87,5 @@ class Mark:
     attempt: int
     range: Range
     begin: bool
+    decoding: bool = False  # begun by that: for how long it may take nobody knows
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -13,11 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from pipeline import slices
-from pipeline.decode import Feeder, Prepared, Row, ThreadFeeder, prepare_row, prepare_what_is_reached
+from pipeline.decode import Feeder, Prepared, ReachedFeeder, Row, ThreadFeeder, prepare_row, prepare_what_is_reached
 from pipeline.estimate import Measured
 from pipeline.key_table import KeyTable
 from pipeline.loading import load_inputs
@@ -29,6 +28,7 @@ from pipeline.tasks import Done, Mark, Range, Stopped, Task, Work
 from pipeline.torch_in_use import device_for, full_float32, set_threads
 from pipeline.trainings import finished
 
+MICRO_RUNS = 4  # each on other rows, before a step is given up
 _MICRO_RUN_SLICES = 4, 12  # at least and at most; so many more than four as it takes to fill
 _MICRO_RUN_SECONDS = 4.0  # this time, so that a busy moment of the machine does not decide,
 _MICRO_RUN_LEAST = 0.1  # but none where four slices take less than this,
@@ -105,12 +105,11 @@ class Worker:
                 if self._stopping.is_set():
                     raise Stopped(task.name)
                 if task.apart:
-                    mark(Mark(task.track, task.attempt, piece, begin=True))
+                    mark(Mark(task.track, task.attempt, piece, begin=True, decoding=True))
                 clock = time.perf_counter()
                 prepared = self._prepared(task, piece) if task.apart else next(prepared_slices)
                 waited += time.perf_counter() - clock
-                if not task.apart:
-                    mark(Mark(task.track, task.attempt, piece, begin=True))
+                mark(Mark(task.track, task.attempt, piece, begin=True))
                 clock = time.perf_counter()
                 rows, shape = self._slice(task.split, piece, prepared, shape, notes)
                 computed += time.perf_counter() - clock
@@ -146,15 +145,16 @@ class Worker:
         starts = [round(place * (total - size)) for place in places] if total > size else [0]
         todo = [(start, start + size) for start in dict.fromkeys(starts)]
         clock = time.perf_counter()
-        first = self.rows(split, *todo[0])
-        for row in first:
-            prepare_row(self.stage, row, self.work.limits)
+        patient = attempt == MICRO_RUNS - 1  # to the end: dead links of a list may be everywhere
+        for row in self.rows(split, *todo[0]):
+            with contextlib.suppress(UnreachableError) if patient else contextlib.nullcontext():
+                prepare_row(self.stage, row, self.work.limits)
         decode_s = (time.perf_counter() - clock) / size
         rows: list[Row] = []
         compute: list[float] = []
         wall: list[float] = []
         began = time.perf_counter()
-        with contextlib.closing(self.feeder(self, split, todo)) as feeder:
+        with contextlib.closing((_reached_feeder if patient else self.feeder)(self, split, todo)) as feeder:
             clock = began
             for piece, prepared in zip(todo, feeder, strict=True):
                 computing = time.perf_counter()
@@ -190,14 +190,17 @@ class Worker:
         except UnreachableError:
             if task.forgiving == "no":
                 raise
-        prepare = partial(prepare_what_is_reached, self.stage, limits=self.work.limits)
-        prepared, reached = prepare(self.rows(task.split, *piece))
+        prepared, reached = self._what_is_reached(self.rows(task.split, *piece))
         if not reached and task.forgiving == "some":
             lo, hi = self.work.plans[task.split].range(task.shard)
-            others = [n for n in range(lo, hi, max(1, (hi - lo) // _ASKED)) if not piece[0] <= n < piece[1]]
-            if not any(prepare(self.rows(task.split, n, n + 1))[1] for n in others):
+            found = [self.rows(task.split, n, n + 1)[0] for n in range(lo, hi, max(1, (hi - lo) // _ASKED))]
+            others = [row for row in found if row["key"] not in task.quarantined]
+            if not self._what_is_reached(others)[1]:
                 raise UnreachableError("none of its images can be reached", where=f"shard {task.name}")
         return prepared
+
+    def _what_is_reached(self, rows: Sequence[Row]) -> tuple[Prepared, int]:
+        return prepare_what_is_reached(self.stage, rows, self.work.limits, self._pool)
 
     def _ranges(self, task: Task) -> list[Range]:
         """The slices of a shard; suspects first and apart, so that a killer shows itself before work is done."""
@@ -234,6 +237,11 @@ class Worker:
 def _thread_feeder(worker: Worker, split: str, todo: Sequence[Range]) -> Feeder:
     pieces = [worker.rows(split, lo, hi) for lo, hi in todo]
     return ThreadFeeder(worker._pool, worker.stage, pieces, worker.work.limits, ahead=3)
+
+
+def _reached_feeder(worker: Worker, split: str, todo: Sequence[Range]) -> Feeder:
+    pieces = [worker.rows(split, lo, hi) for lo, hi in todo]
+    return ReachedFeeder(worker._pool, worker.stage, pieces, worker.work.limits)
 
 
 def _tell_failed(step: str, shard: str, rows: Iterable[Row]) -> None:

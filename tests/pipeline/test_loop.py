@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 from collections.abc import Callable
@@ -223,12 +224,14 @@ def test_a_second_that_is_left_alone_and_hangs_is_doubled_again(made) -> None:
 
 
 def test_a_worker_that_never_comes_out_of_its_slice_is_ended(made) -> None:
-    """Its shard has a second worker, which hangs too: when the first is gone there is room for a third."""
-    world, found, said, _ = made(last((NEVER, None), (NEVER, None), (10.0, None)))
-    assert starts(said) == [(1, False), (1, True), (1, False)]
-    assert [(e["shard"], e["attempt"]) for e in said if e["kind"] == "hung"] == [("all/00005", 1)]
+    """Its shard has a second worker, which hangs too: no third is put beside it, for that would hide what it is."""
+    world, found, said, _ = made(last((NEVER, None), (NEVER, None), (10.0, None)), inside=(50, 60))
+    assert starts(said) == [(1, False), (1, True), (2, False)]
+    assert [(e["shard"], e["attempt"]) for e in said if e["kind"] == "hung"] == [("all/00005", 1)] * 2
     assert silence._LEAST_S < world.now < silence._LEAST_S + 120
-    assert (found.spent.duplicates, found.spent.retries) == (2, 0)
+    verdicts = [e["verdict"] for e in said if e["kind"] == "death"]
+    assert verdicts == ["another worker makes it, or has made it", "death 1 inside rows 50 to 59"]
+    assert (found.spent.duplicates, found.spent.retries) == (1, 1)
 
 
 def test_the_end_of_a_hung_worker_is_a_death_inside_its_slice(made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,12 +290,17 @@ def test_nodes_may_go_by_the_hundred_but_deaths_on_living_ones_end_a_step(
 def test_what_cannot_be_reached_is_forgiven_when_other_shards_were_made_meanwhile() -> None:
     retried = retries_of([("all", 0), ("all", 1)], [])
     away = UnreachableError("no route to host")
-    for nth in range(12):
-        if nth == 11:
-            retried.committed()
+    for nth in range(1, 16):
+        if nth in (5, 11, 12, 13):
+            retried.committed(retried.first[1])
+        if nth == 14:
+            retried.committed(dataclasses.replace(retried.first[1], forgiving="all"))
+        if nth == 15:
+            retried.committed(Task("other", 1))
         retried.failed(retried.first[0], away)
     made = [entry[2].forgiving for entry in sorted(retried._delayed, key=lambda entry: entry[1])]
-    assert made == ["no"] * 9 + ["some", "some", "all"]
+    assert made == ["no"] * 9 + ["some"] * 3 + ["all"] + ["some"] * 2
+    assert made[12] == "all", "for the third time in a row others of the split were read meanwhile"
 
 
 @pytest.mark.parametrize(("inside", "named"), [((3, 4), "k3"), ((0, 8), None), (None, None)])

@@ -16,8 +16,9 @@ from pipeline.estimate import estimate
 from pipeline.images import Limits
 from pipeline.run import Run
 from pipeline.steps import Measure, Source
+from pipeline.storage import UnreachableError
 from pipeline.tasks import Work
-from pipeline.worker import Worker
+from pipeline.worker import MICRO_RUNS, Worker
 
 KEYS, BATCH = 1000, 10
 
@@ -94,3 +95,23 @@ def test_an_estimate_scales_the_stages_own_counts(tmp_path: Path) -> None:
     found = estimate(worker(tmp_path, 0.0).measure("all", BATCH), rows=1000, shards=8)
     assert (found.networks, found.forwards, found.flops) == (100_000.0, 3000.0, 7000.0)
     assert found.networks_per_s == pytest.approx(100 * found.rows_per_s)
+
+
+def test_dead_links_are_stepped_over_at_last_unless_there_is_nothing_else(tmp_path: Path) -> None:
+    """Where they are one in ten, no micro-run would be without one."""
+    made = worker(tmp_path, 0.0)
+    gone = 10
+
+    def prepare(image: Any, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        if int(row["key"]) % 10 < gone:
+            raise UnreachableError("no route to host", where=row["key"])
+        return {"x": np.zeros(1)}
+
+    made.stage.prepare = prepare  # type: ignore[method-assign]
+    with pytest.raises(UnreachableError, match="no image that was looked at can be reached"):
+        made.measure("all", BATCH * 8, MICRO_RUNS - 1)
+    gone = 1
+    for attempt in range(MICRO_RUNS - 1):
+        with pytest.raises(UnreachableError, match="no route to host"):
+            made.measure("all", BATCH * 8, attempt)
+    assert made.measure("all", BATCH * 8, MICRO_RUNS - 1).bytes_per_row > 0

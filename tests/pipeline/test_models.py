@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.errors import UsageError
+from pipeline.inputs import NetworkInput
 from pipeline.models import ModelSpec, Network, class_names, load, preprocess_for, weights_digest
 from pipeline.vision import torchvision
 
@@ -290,3 +291,16 @@ def test_digests_tell_weights_apart(own: Path) -> None:
     assert weights_digest(spec(seed=1)) != weights_digest(spec(seed=1, arguments={"classes": 5}))
     vgg = [weights_digest(ModelSpec(name="vgg16", weights=w)) for w in ("DEFAULT", "IMAGENET1K_V1")]
     assert vgg[0] == vgg[1] != weights_digest(ModelSpec(name="vgg19", weights="DEFAULT"))
+
+
+def test_weights_that_were_replaced_have_another_digest_in_the_same_process(own: Path) -> None:
+    """A worker outlives a step, and a notebook many runs."""
+    save_file(state_of(spec(seed=1)), own / "w.safetensors")
+    given = NetworkInput(spec(weights="w.safetensors"))
+    first = given.digest()
+    save_file(state_of(spec(seed=2)), own / "w.safetensors")
+    os.utime(own / "w.safetensors", ns=(0, 0))
+    second = given.digest()
+    assert second != first
+    save_file(state_of(spec(seed=1)), own / "w.safetensors")
+    assert given.digest() == first

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline import cluster, demand, growth, places, pool
+from pipeline import cluster, demand, growth, places, pool, setups
 from pipeline.cluster import Slot
 from pipeline.errors import RaylensError, UsageError
 from pipeline.estimate import Measured
@@ -60,7 +60,7 @@ class World:
             lambda: {g.id.hex(): {"state": g.state, "bundles_to_node_id": {}} for g in self.groups},
         )
         monkeypatch.setattr(growth, "autoscaled", lambda: self.scales)
-        for module in (pool, growth, places):
+        for module in (pool, growth, places, setups):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(pool, "ray", SimpleNamespace(put=lambda work: work, wait=lambda refs, timeout: (refs, [])))
         monkeypatch.setattr(cluster, "joined", lambda: self.joined)
@@ -321,7 +321,7 @@ class TestSetupsThatFail:
         """A mount that one node lacks, or a GPU that is lost there, ends no run that goes on elsewhere."""
         lacking = ray.exceptions.RayTaskError("setup", "no traceback", RaylensError("no such weights file"))
         said: list[str] = []
-        workers._say = said.append
+        workers._ends._say = said.append
         outcome: Any = None
 
         def get(reference: Any) -> None:
@@ -335,11 +335,11 @@ class TestSetupsThatFail:
             workers.settle(reference)
         bad = workers._setups[last].slot
         outcome = lacking
-        for nth in range(1, pool.SETUP_FAILURES + 1):
+        for nth in range(1, setups.LIMIT + 1):
             (reference,) = workers.pending
             assert workers.settle(reference)
             assert [m.slot for m in workers.members if m.slot == bad] == []
-            assert len(said) == (nth == pool.SETUP_FAILURES)
+            assert len(said) == (nth == setups.LIMIT)
             world.later()
             workers.refresh(16)
         assert workers.pending == [], "no fourth worker is started there"
@@ -353,7 +353,7 @@ class TestSetupsThatFail:
         world.later()
         workers.refresh(16)
         assert [m.slot for m in workers.members] == [bad]
-        for _ in range(pool.SETUP_FAILURES - 1):
+        for _ in range(setups.LIMIT - 1):
             workers.settle(*workers.pending)
             world.later()
             workers.refresh(16)
@@ -361,17 +361,80 @@ class TestSetupsThatFail:
         with pytest.raises(RaylensError, match="no such weights file"):
             workers.settle(reference)
 
-    def test_what_the_first_worker_says_of_its_setup_ends_the_run_at_once(
-        self, workers: pool.Pool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_workers_say_of_their_setup_ends_the_run_after_the_third(self, workers: pool.Pool) -> None:
+        """It might be one GPU of eight that is lost; where there is one place it is told at once."""
         self.error = ray.exceptions.RayTaskError("setup", "no traceback", RaylensError("no such weights file"))
-        with pytest.raises(RaylensError, match="no such weights file"):
-            workers.settle(workers.pending[0])
-
-    def test_storage_that_is_away_while_the_first_is_set_up_is_asked_again(self, workers: pool.Pool) -> None:
-        self.error = ray.exceptions.RayTaskError("setup", "no traceback", UnreachableError("it answers 503"))
         first, second, third, *_ = workers.pending
         workers.settle(first)
         workers.settle(second)
-        with pytest.raises(UnreachableError, match="503"):
+        with pytest.raises(RaylensError, match="no such weights file"):
             workers.settle(third)
+
+    def test_where_there_is_one_place_a_mistake_is_told_at_once(self, workers: pool.Pool, world: World) -> None:
+        self.error = ray.exceptions.RayTaskError("setup", "no traceback", RaylensError("no such weights file"))
+        world.slots = world.slots[:1]
+        alone = begun(Resources(HEAD), 16)
+        with pytest.raises(RaylensError, match="no such weights file"):
+            alone.settle(*alone.pending)
+
+    def test_storage_that_is_away_while_the_first_are_set_up_is_asked_again_for_two_minutes(
+        self, workers: pool.Pool, world: World
+    ) -> None:
+        self.error = ray.exceptions.RayTaskError("setup", "no traceback", UnreachableError("it answers 503"))
+        began = world.now
+
+        def asked() -> None:
+            for _ in range(100):
+                for reference in workers.pending:
+                    workers.settle(reference)
+                workers.refresh(16)
+                assert workers.members == [], "not at once"
+                world.later()
+                workers.refresh(16)
+
+        with pytest.raises(UnreachableError, match="503"):
+            asked()
+        assert 120 <= world.now - began < 135
+
+
+class TestSetupsThatFailOnOneNodeOfTwo:
+    """``a`` is bad; it fails at once, because it has loaded nothing."""
+
+    @pytest.fixture
+    def workers(self, world: World, monkeypatch: pytest.MonkeyPatch) -> pool.Pool:
+        error = ray.exceptions.RayTaskError("setup", "no traceback", RaylensError("there is a GPU it cannot use"))
+        world.slots = [gpu("a"), gpu("b")]
+        self.bad = error
+
+        def get(reference: Any) -> None:
+            if self.bad is not None:
+                raise self.bad
+
+        monkeypatch.setattr(pool.ray, "exceptions", ray.exceptions, raising=False)
+        monkeypatch.setattr(pool.ray, "get", get, raising=False)
+        monkeypatch.setattr(pool.ray, "kill", lambda actor: None, raising=False)
+        return begun(Resources(HEAD), 16)
+
+    @staticmethod
+    def pending(workers: pool.Pool, node: str) -> Any:
+        return next((r for r, m in workers._setups.items() if m.slot.node == node), None)
+
+    def test_a_run_waits_for_the_good_one_which_takes_its_time(self, workers: pool.Pool, world: World) -> None:
+        for _ in range(setups.LIMIT):
+            workers.settle(self.pending(workers, "a"))
+            world.later()
+            workers.refresh(16)
+        assert self.pending(workers, "a") is None, "it is left alone"
+        self.bad = None
+        workers.settle(self.pending(workers, "b"))
+        assert [(m.slot.node, m.ready) for m in workers.members] == [("b", True)]
+
+    def test_one_worker_alone_goes_to_the_place_that_has_not_failed(self, workers: pool.Pool, world: World) -> None:
+        alone = begun(Resources(HEAD), 1)
+        assert [m.slot.node for m in alone.members] == ["a"]
+        alone.settle(*alone.pending)
+        world.later()
+        alone.refresh(1)
+        assert [m.slot.node for m in alone.members] == ["b"]
+        with pytest.raises(RaylensError, match="there is a GPU it cannot use"):
+            alone.settle(*alone.pending)

@@ -56,12 +56,12 @@ def test_tasks_on_ray_are_merged_as_here(monkeypatch):
     def remote(name):
         return SimpleNamespace(remote=lambda *args: (name, *args[1:]))
 
-    run = {f: remote(f.__name__) for f in (reduce._leaf_task, reduce._merge_task, reduce._finish_task)}
+    run = {f: remote(f.__name__) for f in (reduce.add_leaf, reduce._merge_task, reduce._finish_task)}
     reducing = reduce.Reducing("trace", Trace(), "nowhere", tuple(range(5 * reduce.LEAF_SHARDS)))
     _, block, tree = reduce._submit(run, reducing, "reference", 0)
 
     def plain(node):
-        return node[2] if node[0] == "_leaf_task" else tuple(plain(child) for child in node[1:])
+        return node[2] if node[0] == "add_leaf" else tuple(plain(child) for child in node[1:])
 
     assert (block, plain(tree)) == (0, in_pairs(range(5)))
 
@@ -88,17 +88,19 @@ def test_storage_that_is_away_is_asked_again_for_a_minute(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("resources", "there", "accelerated", "wanted"),
+    ("resources", "there", "accelerated", "grows", "wanted"),
     [
-        (Resources(), {"CPU": 8, "GPU": 2}, True, ("CPU", "GPU", 2)),
-        (Resources(), {"CPU": 8, "GPU": 2}, False, ("CPU", 8)),
-        (Resources(gpus=0), {"CPU": 8, "GPU": 2}, True, ("CPU", 8)),
-        (Resources(gpus=4), {"CPU": 8}, True, ("CPU", "GPU", 1)),
-        (Resources(max_workers=3), {"CPU": 8}, False, ("CPU", 3)),
+        (Resources(), {"CPU": 8, "GPU": 2}, True, False, ("CPU", "GPU", 2)),
+        (Resources(), {"CPU": 8, "GPU": 2}, False, False, ("CPU", 8)),
+        (Resources(gpus=0), {"CPU": 8, "GPU": 2}, True, True, ("CPU", 8)),
+        (Resources(gpus=4), {"CPU": 8}, True, True, ("CPU", "GPU", 1)),
+        (Resources(gpus=4), {"CPU": 8}, True, False, ("CPU", 8)),  # nobody can bring one: on CPUs, as what came before
+        (Resources(), {"CPU": 8}, True, True, ("CPU", 8)),
+        (Resources(max_workers=3), {"CPU": 8}, False, False, ("CPU", 3)),
     ],
 )
 def test_blocks_run_where_the_user_said_and_no_more_at_once_than_there_is_room(
-    monkeypatch, resources, there, accelerated, wanted
+    monkeypatch, resources, there, accelerated, grows, wanted
 ):
     flying, most, given = [], 0, {}
 
@@ -120,6 +122,7 @@ def test_blocks_run_where_the_user_said_and_no_more_at_once_than_there_is_room(
         exceptions=ray.exceptions,
     )
     monkeypatch.setattr(reduce, "ray", world)
+    monkeypatch.setattr(reduce, "autoscaled", lambda: grows)
     monkeypatch.setattr(reduce, "_free_soon", lambda wanted, stop: True)
     reduction = SimpleNamespace(aligned=False, accelerated=accelerated, blocks=lambda: list(range(20)))
     progress = SimpleNamespace(say=None, shard_done=lambda rows: None)

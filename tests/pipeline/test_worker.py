@@ -71,13 +71,14 @@ def test_after_a_failure_each_slice_is_decoded_inside_its_own_mark(worker):
     """So that a key that kills its decoder is told from the innocent ones before it."""
 
     def mark(what):
-        SAID.append(f"{'begin' if what.begin else 'end'} {what.range[0]}")
+        SAID.append(f"{'open' if what.decoding else 'begin' if what.begin else 'end'} {what.range[0]}")
 
     worker.prefetch(Task("all", 0, attempt=2))
     worker.run(Task("all", 0, attempt=2), mark)
-    said = [sorted(SAID[i + 1 : i + 3]) for i in (0, 4, 8)]
-    assert SAID[::4] == ["begin 0", "begin 2", "begin 4"]
-    assert SAID[3::4] == ["end 0", "end 2", "end 4"]
+    said = [sorted(SAID[i + 1 : i + 3]) for i in (0, 5, 10)]
+    assert SAID[::5] == ["open 0", "open 2", "open 4"]
+    assert SAID[3::5] == ["begin 0", "begin 2", "begin 4"]
+    assert SAID[4::5] == ["end 0", "end 2", "end 4"]
     assert said == [["decode 0", "decode 1"], ["decode 2", "decode 3"], ["decode 4", "decode 5"]]
 
 
