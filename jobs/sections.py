@@ -46,6 +46,21 @@ Split = Annotated[dataset.Source, BeforeValidator(_locate)]
 JudgedSplit = Annotated[dataset.Source, BeforeValidator(_locate), BeforeValidator(_without_crowds)]  # boxes are judged
 
 
+def inclusive(asked: bool | None, *splits: Any) -> bool:
+    """Whether true boxes name their last pixel, as ILSVRC's and VOC's do, or its far edge, as COCO's.
+
+    UsageError where the sources differ and nobody said which it is.
+    """
+    found = {split.kind != "coco" for split in splits if split is not None}
+    if asked is None and len(found) > 1:
+        raise UsageError(
+            "boxes of COCO name the edge of an object, the other source's name its last pixel",
+            where="data",
+            cure="convert one of them, or set inclusive to what both mean",
+        )
+    return found.pop() if asked is None and found else asked is not False
+
+
 def source(split: Any, name: str = "", classes: int | None = None) -> steps.Source:
     """A split for the engine: listed once, then frozen with this description.
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from jobs.config import JobConfig, Section
-from jobs.sections import Network, Split
+from jobs.sections import JudgedSplit, Network, Split
 from stages.chip.localize import LocalizeConfig
 from stages.chip.sweep import SweepConfig
 from stages.metrics.boxes import THRESHOLDS
@@ -21,8 +21,8 @@ class ChipData(Section):
     """
 
     fit: Split
-    tune: Split | None = None
-    eval: Split | None = None
+    tune: JudgedSplit | None = None
+    eval: JudgedSplit | None = None
 
 
 class SweepSection(Section):
@@ -59,7 +59,7 @@ class LocalizeSection(Section):
     thresholds: tuple[float, ...] = THRESHOLDS
     signed: bool = False
     frame: Literal["auto", "image", "input"] = "auto"
-    inclusive: bool = True
+    inclusive: bool | None = None  # boxes name their last pixel; absent: as the source writes them (COCO: no)
     iou: float = Field(default=0.5, gt=0, le=1)
     batch: int = Field(default=0, ge=0)
 

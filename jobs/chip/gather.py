@@ -18,6 +18,7 @@ from jobs.chip.report import ChipReportData, Layer, Solve, chip_page
 from jobs.chip.report_pictures import example_keys
 from jobs.config import config_of
 from jobs.report.totals import step_totals
+from jobs.sections import inclusive
 from pipeline import images
 from pipeline.errors import RaylensError
 from pipeline.run import Run
@@ -75,7 +76,8 @@ def gather(run: Run, described: Mapping[str, Any]) -> ChipReportData:
         paper=config.report.paper,
         gates=config.sweep.gates,
         notes=notes,
-        inclusive=config.localize.inclusive,
+        iou=config.localize.iou,
+        inclusive=inclusive(config.localize.inclusive, config.data.tune, config.data.eval),
         boxes_in_input=config.localize.frame == "input",
     )
 

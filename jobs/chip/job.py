@@ -12,7 +12,7 @@ from typing import Any
 from jobs.chip import costs
 from jobs.chip.config import ChipConfig, SolveSection
 from jobs.chip.network import network_cut
-from jobs.sections import source
+from jobs.sections import inclusive, source
 from pipeline.engine import Outcome, execute
 from pipeline.errors import UsageError
 from pipeline.inputs import NetworkInput
@@ -86,7 +86,7 @@ def _localization(
         preprocess=preprocess,
         signed=asked.signed,
         frame=asked.frame,
-        inclusive=asked.inclusive,
+        inclusive=inclusive(asked.inclusive, config.data.tune, config.data.eval),
         batch=asked.batch,
     )
     metrics = LocalizationConfig(

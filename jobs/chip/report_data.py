@@ -83,6 +83,7 @@ class ChipReportData:
     paper: bool = False
     title: str = ""
     gates: int = 100
+    iou: float = 0.5  # the overlap that counts
     inclusive: bool = True  # boxes name their last pixel, as ILSVRC and VOC do
     boxes_in_input: bool = False  # localize compared boxes in input pixels; always so for a crop
     notes: Sequence[str] = field(default=())

@@ -72,8 +72,8 @@ def section(data: ChipReportData) -> Section:
     if curve is not None:
         blocks.append(curve)
     lead = (
-        "A prediction is right when the class is right and the box of its map overlaps a true box by at least half "
-        f"(IoU ≥ 0.5). {frame_sentence(data)}"
+        "A prediction is right when the class is right and the box of its map overlaps a true box by enough "
+        f"(IoU ≥ {data.iou:g}). {frame_sentence(data)}"
     )
     return Section(title, blocks, lead)
 

@@ -44,7 +44,7 @@ class MeasureSection(Section):
     thresholds: tuple[float, ...] = THRESHOLDS
     alphas: tuple[float, ...] = ALPHAS
     frame: Literal["auto", "image", "input"] = "auto"
-    inclusive: bool = True
+    inclusive: bool | None = None  # boxes name their last pixel; absent: as the source writes them (COCO: no)
     iou: float = Field(default=0.5, gt=0, le=1)
     signed: bool = False
     output: Literal["logits", "softmax"] = "logits"

@@ -15,6 +15,7 @@ from jobs.compare.report_data import CompareReportData, table_rows
 from jobs.compare.report_pictures import example_keys
 from jobs.config import config_of
 from jobs.report.totals import step_totals
+from jobs.sections import inclusive
 from pipeline import images
 from pipeline.models import class_names, preprocess_for
 from pipeline.run import Run
@@ -56,7 +57,8 @@ def gather(run_url: str) -> tuple[Run, str, CompareReportData]:
         truth_names=truth_names,
         papers=config.report.papers,
         classes=config.report.classes,
-        inclusive=config.measure.inclusive,
+        picked=bool(config.report.keys),
+        inclusive=inclusive(config.measure.inclusive, config.data.eval, config.data.tune),
         in_input=frame == "input" or (frame == "auto" and preprocess.frame == "crop"),
     )
     return run, marks.get("metrics") or marks.get("compare") or "unfinished", data

@@ -75,9 +75,14 @@ def _table(data: CompareReportData) -> Section:
         return Section("Methods by measures", [Paragraph("No row of this run has boxes or masks to be measured by.")])
     columns = [Column("Method")]
     for c in shown:
-        n = next(r["n"] for m in data.methods if (r := data.value(c.measure, m)) is not None)
-        note = f"{MEASURES[c.measure][0]}; {show(n)} images"
-        columns.append(Column(c.title, numeric=True, digits=c.digits, best=c.best, unit=c.unit, help=note))  # type: ignore[arg-type]
+        counts = sorted({r["n"] for m in data.methods if (r := data.value(c.measure, m)) is not None})
+        alike = len(counts) == 1
+        of = "images and classes" if c.measure.startswith("pointing") else "images"
+        note = f"{MEASURES[c.measure][0]}; {show(counts[0])}{'' if alike else f' to {show(counts[-1])}'} {of}"
+        if not alike:
+            note += ": methods that answer for others only cannot be ranked"
+        best: Any = c.best if alike else ""
+        columns.append(Column(c.title, numeric=True, digits=c.digits, best=best, unit=c.unit, help=note))
     if data.seconds:
         columns.append(Column("Seconds", numeric=True, digits=3, best="min", unit="per image", help="one class asked"))
     body = [_table_row(data, m, shown) for m in data.methods]
@@ -85,7 +90,8 @@ def _table(data: CompareReportData) -> Section:
     groups = [Group(body), *([Group(fixed, "Boxes and points that look at nothing")] if fixed else [])]
     rules = {r["rule"] for m in data.methods for c in shown if (r := data.value(c.measure, m)) is not None}
     how = " · ".join(_RULES[rule] for rule in ("tuned", "halves") if rule in rules)
-    note = "± is one standard error; the best of each column is bold." + (f" Localization: {how}." if how else "")
+    note = "± is one standard error; the best of each column is bold, where all are of the same images."
+    note += f" Localization: {how}." if how else ""
     lead = "Lower is better for errors, MAE and deletion; higher for everything else. Intervals of 95 % are below."
     return Section("Methods by measures", [Table(columns, groups, "Every method by every measure", note)], lead)
 

@@ -90,6 +90,7 @@ class CompareReportData:
     truth_names: Sequence[str]
     papers: Sequence[str] = ()
     classes: int = 20
+    picked: bool = False  # whether the config names the images that are shown
     inclusive: bool = True
     in_input: bool = False
 

@@ -26,7 +26,8 @@ def sections(data: CompareReportData) -> list[Section]:
         "largest part above the chosen threshold (of the first class asked), with their overlap.",
         budget=_BUDGET,
     )
-    return [Section("Maps", [grid], "One image and class per row, one method per column; images are not hand-picked.")]
+    chosen = "images are those the config names" if data.picked else "images are not hand-picked"
+    return [Section("Maps", [grid], f"One image and class per row, one method per column; {chosen}.")]
 
 
 def example_keys(keys: Sequence[str], chosen: Sequence[str], count: int) -> list[str]:

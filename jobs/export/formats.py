@@ -194,7 +194,8 @@ def _yolo(folder: Path, classes: _Classes, images: Iterator[Exported]) -> Counts
         _count(counts, image, files=1)
     names = {c["id"] - 1: c["name"] for c in classes.categories(used)}
     told = "".join(f"  {c}: {json.dumps(name, ensure_ascii=False)}\n" for c, name in names.items())
-    file_in(folder, "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames:\n{told}", encoding="utf-8")
+    # Without a path the folders are beside this file; a relative one Ultralytics takes from where it is started.
+    file_in(folder, "data.yaml").write_text(f"train: images\nval: images\nnames:\n{told}", encoding="utf-8")
     listed = [classes[c].replace("\n", " ") for c in range(max(names, default=-1) + 1)]
     file_in(folder, "classes.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
     counts["files"] += 2 + files.write()

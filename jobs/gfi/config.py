@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from jobs.config import JobConfig, Section
-from jobs.sections import JudgedSplit, Network
+from jobs.sections import JudgedSplit, Network, inclusive
 from stages.gfi.config import GfiConfig as StageConfig
 from stages.gfi.layers import AUTO
 from stages.metrics.boxes import THRESHOLDS
@@ -44,7 +44,7 @@ class GfiSection(Section):
     attack: float = Field(default=0.0, ge=0, le=255)
     framing: Literal["preset", "model"] = "preset"
     frame: Literal["auto", "image", "input"] = "auto"
-    inclusive: bool = True
+    inclusive: bool | None = None  # boxes name their last pixel; absent: as the source writes them (COCO: no)
     alphas: tuple[float, ...] = ALPHAS
     thresholds: tuple[float, ...] = THRESHOLDS
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -77,6 +77,7 @@ class GfiConfig(JobConfig):
     def stage_config(self, preprocess: Preprocess) -> StageConfig:
         """The stage's config for a network with this preprocessing."""
         fields = self.gfi.model_dump(exclude={"framing"})
+        fields["inclusive"] = inclusive(self.gfi.inclusive, self.data.eval, self.data.tune)
         if self.gfi.preset == "authors" and self.gfi.framing == "preset":
             preprocess = dataclasses.replace(preprocess, frame="crop", resize=max(preprocess.size))
         return StageConfig(seed=self.seed, preprocess=preprocess, **fields)

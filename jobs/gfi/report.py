@@ -303,5 +303,8 @@ def _pointing(data: GfiReportData) -> list[Section]:
     if data.paper == "pointing":
         theirs = [[f"all; {name}", 0, Cell(percent), None, None, None] for name, percent in _PAPER_POINTING]
         groups.append(Group(theirs, "The paper (VGG-19 with a last layer trained on VOC)"))
-    note = "Does the mask's largest pixel lie in a box of its class? Mean over classes; ± is one standard error."
+    note = (
+        "Does the largest pixel of a class's mask lie in a box of that class? Masks of predictions that are wrong are "
+        "not asked. Mean over classes; ± is one standard error."
+    )
     return [Section("Pointing game", [Table(columns, groups, "Pointing game", note)])]

@@ -79,9 +79,10 @@ def list_table(source: ListSource) -> pa.Table:
         line = np.asarray(order)
         corners, present = corners[line], present[line]
         columns["boxes"] = box_column(np.bincount(group[present], minlength=len(firsts)), corners[present])
-        columns["box_labels"] = nested(
-            np.bincount(group[present], minlength=len(firsts)), label.filter(pa.array(present))
-        )
+        if label.null_count < len(label):  # else the boxes are of the image's one class, whatever it is
+            columns["box_labels"] = nested(
+                np.bincount(group[present], minlength=len(firsts)), label.filter(pa.array(present))
+            )
         _refuse_repeats(keys, ~present & ~begins, order, path, first)
     else:
         _refuse_repeats(keys, ~begins, order, path, first)

@@ -23,7 +23,7 @@ def classes_asked(
 
     Without ``objects`` a class stands for itself. With it, a class of the truth is asked as the likeliest of the
     network's classes that stand for it; classes that nothing stands for are passed over, and a row of such classes
-    alone is asked the predicted one, for no object.
+    alone is asked the predicted one, for no object. ``predicted`` is asked for the objects of the true class.
     """
     return [_of_row(row or {}, p, asks, objects, most) for row, p in zip(rows, probabilities, strict=True)]
 
@@ -34,9 +34,8 @@ def _of_row(
     predicted = int(p.argmax())
     label = row.get("label")
     if asks == "predicted" or label is None:
-        if objects:
-            return [(predicted, objects.get(predicted, ()))]
-        return [(predicted, (predicted if label is None else label,))]
+        true = predicted if label is None else int(label)  # whose objects the predicted class's map should find
+        return [(predicted, objects.get(true, ()) if objects else (true,))]
     if asks == "label":
         wanted = [label]
     else:  # the label first, so that it is what localization is judged by
@@ -55,14 +54,23 @@ def _standing_for(truth: int, p: NDArray[Any], objects: Mapping[int, tuple[int, 
     return (max(mine, key=lambda c: (float(p[c]), -c)), (truth,)) if mine else None
 
 
-def right_rank(
-    ranked: NDArray[np.int64], row: Mapping[str, Any], asks: Asked, objects: Mapping[int, tuple[int, ...]]
+def judged_class(
+    row: Mapping[str, Any], asks: Asked, objects: Mapping[int, tuple[int, ...]], first: Pair
 ) -> int | None:
-    """Rank of the first of the predicted classes that is right, -1 if none is; None where there is no label."""
+    """The class of the truth that localization is judged by: that of the first pair; None where there is no label."""
     label = row.get("label")
     if label is None:
         return None
+    return first[1][0] if objects and asks != "predicted" and first[1] else int(label)
+
+
+def right_rank(
+    ranked: NDArray[np.int64], judged: int | None, asks: Asked, objects: Mapping[int, tuple[int, ...]]
+) -> int | None:
+    """Rank of the first of the predicted classes that is the one judged by, -1 if none is; None where there is none."""
+    if judged is None:
+        return None
     for rank, c in enumerate(ranked.tolist()):
-        if (label in objects.get(c, ())) if objects and asks != "predicted" else c == label:
+        if (judged in objects.get(c, ())) if objects and asks != "predicted" else c == judged:
             return rank
     return -1

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from stages.baselines.asking import Asked, classes_asked, right_rank
+from stages.baselines.asking import Asked, classes_asked, judged_class, right_rank
 from stages.baselines.compare_row import Measures, Seen, measured, result_schema
 from stages.baselines.query import Output, Query
 from stages.baselines.registry import Method, Setting, build, check, check_options, layers_of
@@ -92,7 +92,7 @@ class Compare:
     Inputs: "network", and "solve" (rows layer, class_id, w) where a CHIP method is among the methods.
     """
 
-    version = 3
+    version = 4
     wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: CompareConfig) -> None:
@@ -156,6 +156,7 @@ class Compare:
         for i, row in enumerate(rows):
             if not batch["valid"][i]:
                 continue
+            judged = judged_class(row or {}, config.asks, dict(config.objects), asked[i][0])
             seen = Seen(
                 row or {},
                 asked[i],
@@ -164,8 +165,9 @@ class Compare:
                 {name: heat[i] for name, heat in maps.items()},
                 {name: heat[i, 0] for name, heat in attacked.items()},
                 {name: (down[i], up[i]) for name, (down, up) in curves.items()},
-                right_rank(ranked[i], row or {}, config.asks, dict(config.objects)),
-                right_rank(after[i], row or {}, config.asks, dict(config.objects)),
+                judged,
+                right_rank(ranked[i], judged, config.asks, dict(config.objects)),
+                right_rank(after[i], judged, config.asks, dict(config.objects)),
             )
             out.append(measured(config.measures, seen, *(int(n) for n in batch["size"][i])))
         return out

@@ -50,6 +50,7 @@ class Seen:
     maps: Mapping[str, torch.Tensor]
     attacked: Mapping[str, torch.Tensor]
     curves: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    judged: int | None  # class of the truth
     right: int | None
     attack_right: int | None = None
 
@@ -59,7 +60,8 @@ def result_schema(measures: Measures, *, curves: bool, attack: bool) -> pa.Schem
     single, half, whole = pa.list_(pa.float32()), pa.list_(pa.float16()), pa.list_(pa.int32())
     rows = [
         column("label", pa.int32(), "true class id; null if unknown"),
-        column("right", pa.int32(), "rank of the first predicted class that is right; -1: none; null: no label"),
+        column("judged", pa.int32(), "the class of the truth that localization is judged by; null: no label"),
+        column("right", pa.int32(), "rank of the first predicted class that is that one; -1: none; null: no label"),
         column("classes", whole, "predicted class ids, best first", shape="[ranks]"),
         column("scores", single, "their softmax probabilities", shape="[ranks]"),
         column("asked", whole, "the network's classes whose maps were drawn; localization judges the first"),
@@ -121,6 +123,7 @@ def measured(measures: Measures, seen: Seen, width: int, height: int) -> dict[st
     truth = [of[0] if len(of) == 1 and not measures.any_object else -1 for _, of in seen.asked]
     out: dict[str, Any] = {
         "label": seen.row.get("label"),
+        "judged": seen.judged,
         "right": seen.right,
         "classes": seen.ranked.astype(np.int32),
         "scores": seen.probabilities[seen.ranked].astype(np.float32),

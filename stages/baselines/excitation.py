@@ -8,7 +8,7 @@ import torch
 
 from stages.baselines.placement import AtLayer
 from stages.baselines.query import Query
-from stages.baselines.relevance import Affine, Relevance
+from stages.baselines.relevance import Affine, Relevance, Run, of_positive, vjp
 
 
 class Winners:
@@ -32,14 +32,18 @@ class Winners:
         total = call.run(x, weight, None)
         if self.contrast and call.top and not call.dense:
             everywhere = (2, 3)
-            share = _divide(relevance.sum(everywhere, keepdim=True), total.sum(everywhere, keepdim=True))
+            share = of_positive(relevance.sum(everywhere, keepdim=True), total.sum(everywhere, keepdim=True))
             return x * call.back(weight, x, share.expand_as(total))
-        return x * call.back(weight, x, _divide(relevance, total))
+        return x * call.back(weight, x, of_positive(relevance, total))
+
+    def average(self, run: Run, x: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
+        x = x.clamp(min=0)
+        return x * vjp(run, x, of_positive(relevance, run(x)))
 
     def shares(self, terms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         positive = [term.clamp(min=0) for term in terms]
         total = torch.stack(torch.broadcast_tensors(*positive)).sum(dim=0)
-        return [_divide(term, total) for term in positive]
+        return [of_positive(term, total) for term in positive]
 
 
 class ExcitationBackprop(AtLayer):
@@ -64,8 +68,3 @@ class ContrastiveMwp(ExcitationBackprop):
 
     name = "c_mwp"
     contrast = True
-
-
-def _divide(part: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """part / total, and 0 where nothing positive comes in."""
-    return torch.where(total > 0, part / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)

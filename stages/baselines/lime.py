@@ -19,8 +19,8 @@ class Lime(AtImage):
     """Coefficients of the grid's cells, signed, [B, R, grid, grid]; of the softmax probability, as in the paper.
 
     Each sample hides every cell with probability one half behind the mean colour (0 of the normalised input); the first
-    sample hides none. Samples count exp(-d^2 / width^2), d the cosine distance to the whole image, as in the authors'
-    image explainer; ``ridge`` is its penalty.
+    sample hides none. Samples count sqrt(exp(-d^2 / width^2)), d the cosine distance to the whole image, as in the
+    authors' image explainer; ``ridge`` is its penalty.
     """
 
     name = "lime"
@@ -51,7 +51,7 @@ class Lime(AtImage):
     def weights(self, gates: torch.Tensor) -> torch.Tensor:
         """[B, samples, cells] of 0 and 1 -> [B, samples]; a sample that shows nothing is at distance 1."""
         cosine = (gates.double().sum(dim=2) / gates.shape[2]).sqrt()  # of a 0/1 vector to the one of all ones
-        return torch.exp(-((1 - cosine) ** 2) / self.width**2)
+        return torch.exp(-((1 - cosine) ** 2) / self.width**2).sqrt()
 
 
 def weighted_ridge(samples: torch.Tensor, answers: torch.Tensor, weights: torch.Tensor, penalty: float) -> torch.Tensor:

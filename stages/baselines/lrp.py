@@ -12,7 +12,7 @@ import torch
 
 from stages.baselines.placement import AtImage
 from stages.baselines.query import Query
-from stages.baselines.relevance import Affine, Relevance, away_from_zero
+from stages.baselines.relevance import Affine, Relevance, Run, away_from_zero, of_positive, vjp
 
 RuleName = Literal["composite", "epsilon", "alpha_beta"]
 
@@ -46,6 +46,16 @@ class Shares:
             share = torch.where(both, 1 - self.alpha, (down & ~up).to(x.dtype))
             found = found + negative.hand(relevance * share, self.epsilon)
         return found
+
+    def average(self, run: Run, x: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
+        if self.rule == "epsilon":
+            return x * vjp(run, x, relevance / away_from_zero(run(x), self.epsilon))
+        high, low = x.clamp(min=0), -x.clamp(max=0)
+        up, down = run(high), run(low)
+        both = (up > 0) & (down > 0)
+        toward = of_positive(relevance * torch.where(both, self.alpha, 1.0), up)
+        against = of_positive(relevance * torch.where(both, 1 - self.alpha, (up <= 0).to(x.dtype)), down)
+        return high * vjp(run, x, toward) + low * vjp(run, x, against)
 
     def shares(self, terms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         total = away_from_zero(torch.stack(torch.broadcast_tensors(*terms)).sum(dim=0), self.epsilon)

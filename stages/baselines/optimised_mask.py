@@ -17,8 +17,10 @@ class OptimisedMask(AtImage):
 
     minimise area * mean|1 - m| + smooth * sum |grad m|^3 / pixels + softmax_c(m x + (1 - m) blur(x)), the paper's
     equation 6 with means over the mask's pixels, so that neither weight depends on ``side``; Adam, m clipped to 0..1
-    after every step, from m = 1/2. Without the paper's random shifts of m. ``blur`` is the Gaussian's sigma in pixels
-    of the input. Every (image, class) is an optimisation of its own: losses are summed, never averaged over them.
+    after every step. What differs from the paper: m starts at 1/2, not at the smallest disc that ends the score; it is
+    neither shifted at random nor smoothed when it is enlarged; and the weights are those that serve means. ``blur`` is
+    the Gaussian's sigma in pixels of the input. Every (image, class) is an optimisation of its own: losses are summed,
+    never averaged over them.
     """
 
     name = "optimised_mask"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -56,10 +57,17 @@ class Affine:
         return vjp(lambda x: self.run(x, weight, None), like, signal)
 
 
+Run = Callable[[torch.Tensor], torch.Tensor]
+
+
 class Rule(Protocol):
     """How relevance [n, ...] of an affine call's output is shared among its inputs ``x``, and among a sum's terms."""
 
     def affine(self, call: Affine, x: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor: ...
+
+    def average(self, run: Run, x: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
+        """The same of a mean over places, ``run(x)``; x may be of either sign."""
+        ...
 
     def shares(self, terms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Of a sum's terms (broadcast to its shape): factors that add up to 1 where nothing is lost."""
@@ -128,7 +136,8 @@ class Relevance:
         elif kind in _MOVES:
             _hold(held, source, self._moved(node, source, relevance))
         elif kind in _AVERAGES:
-            self._spread(node, source, relevance, held)
+            run = partial(self._evaluated, node, source)
+            _hold(held, source, rule.average(run, self.values[source], relevance))
         elif kind == "cat":
             self._parted(node, relevance, held)
         elif kind in ("add", "sub"):
@@ -163,13 +172,10 @@ class Relevance:
         if isinstance(value, (tuple, list)):  # one of several tensors, all of which were moved at once
             index = node.args[1]
             return [relevance if i == index else None for i in range(len(value))]
-        return vjp(lambda x: self.graph.evaluate(node, {**self.values, source: x}), value, relevance)
+        return vjp(partial(self._evaluated, node, source), value, relevance)
 
-    def _spread(self, node: fx.Node, source: fx.Node, relevance: torch.Tensor, held: dict[fx.Node, Any]) -> None:
-        x = self.values[source]
-        total = self.values[node]
-        share = torch.where(total != 0, relevance / torch.where(total != 0, total, 1), 0)
-        _hold(held, source, x * vjp(lambda v: self.graph.evaluate(node, {**self.values, source: v}), x, share))
+    def _evaluated(self, node: fx.Node, source: fx.Node, x: torch.Tensor) -> Any:
+        return self.graph.evaluate(node, {**self.values, source: x})
 
     def _parted(self, node: fx.Node, relevance: torch.Tensor, held: dict[fx.Node, Any]) -> None:
         axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
@@ -203,6 +209,11 @@ class Relevance:
         shape = (1, -1, *([1] * (x.dim() - 2)))
         terms = [x * scale.view(shape), shift.view(shape).expand(x.shape)]
         _hold(held, source, relevance * rule.shares(terms)[0])
+
+
+def of_positive(part: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """part / total, and 0 where nothing positive comes in."""
+    return torch.where(total > 0, part / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
 
 
 def away_from_zero(value: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -54,7 +54,7 @@ class GfiMetricsConfig:
 class GfiMetrics:
     """Reduction over gfi rows of the tuning and evaluation splits; one block, one row per measure."""
 
-    version = 3
+    version = 4
     aligned = False
 
     def __init__(self, config: GfiMetricsConfig) -> None:
@@ -142,6 +142,9 @@ class GfiMetrics:
             own["sum"][at] += np.rint(np.array(list(values.values())) * UNIT).astype(np.int64)
             own["square"][at] += np.rint(np.array(list(values.values())) ** 2 * UNIT).astype(np.int64)
             class_id = row["label"] if source == "predicted" else row["targets"][i]
+            # The mask of a class that is not there, or of one that was counted for this image, points at nothing new.
+            if row["targets"][i] != class_id or class_id in row["targets"][:i]:
+                continue
             for kind, name in enumerate(("peak_distance", "peak_distance_easy")):
                 gap = row[name][i]
                 if class_id is None or gap is None or math.isnan(gap) or not 0 <= class_id < self.config.classes:

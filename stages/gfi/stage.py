@@ -25,7 +25,7 @@ Asked = list[tuple[int, str]]  # class id and what it came from
 class GfiStage:
     """Measuring stage. Input: "network", an nn.Module in eval mode on the device; it is copied, not changed."""
 
-    version = 3
+    version = 4
     wants: ClassVar[Literal["pixels"]] = "pixels"
 
     def __init__(self, config: GfiConfig) -> None:
@@ -160,7 +160,7 @@ class GfiStage:
                 if target == "predicted":
                     mine.append((first, "predicted"))
                 elif target == "labels":
-                    mine += [(int(c), "labels") for c in row.get("labels") or ()]  # type: ignore[union-attr]
+                    mine += [(c, "labels") for c in _classes_of(row or {})]
                 elif target == "label":
                     mine += [(int(row["label"]), "label")] if row.get("label") is not None else []  # type: ignore[index, union-attr]
                 else:
@@ -186,6 +186,12 @@ class GfiStage:
             truth = truth_of(config, row, judged, width, height)
             measured.append(measure(config, _in_frame(fetched.masks[rank][i], frame), before, truth))
         return found | {name: np.stack([np.asarray(m[name]) for m in measured]) for name in measured[0]}
+
+
+def _classes_of(row: Mapping[str, Any]) -> list[int]:
+    """The classes of an image, its label first: localization judges the first target."""
+    label, found = row.get("label"), [int(c) for c in row.get("labels") or ()]
+    return sorted(found, key=lambda c: c != label)
 
 
 class _Fetched:

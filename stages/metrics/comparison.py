@@ -41,6 +41,7 @@ class ComparisonConfig:
     center_sizes: tuple[float, ...] = CENTER_SIZES
     center: float = 0.7
     iou: float = 0.5
+    top5: bool = True  # whether the class that is right has a map wherever it is predicted
     curves: bool = False
     attack: bool = False
     tune_split: str = "tune"
@@ -50,7 +51,7 @@ class ComparisonConfig:
 class ComparisonMetrics:
     """Reduction over compare rows of the tuning and evaluation splits."""
 
-    version = 5
+    version = 6
     aligned = False
 
     def __init__(self, config: ComparisonConfig) -> None:
@@ -69,7 +70,8 @@ class ComparisonMetrics:
         names += ["attack_iou", "attack_rank"] if self.config.attack else []
         mine = [f"{name}/{m}" for m in self.config.methods for name in names]
         mine += ["attack_right"] if self.config.attack else []
-        return ["label", "right", "truth", "unanswered", "iou/center", "iou/whole_image", "miss/center", *mine]
+        fixed = ["iou/center", "iou/whole_image", "miss/center"]
+        return ["judged", "right", "classes", "asked", "truth", "unanswered", *fixed, *mine]
 
     def blocks(self) -> list[Any]:
         return ["all"]
@@ -162,14 +164,16 @@ class ComparisonMetrics:
     def _localized(self, table: pa.Table, name: str, grid: int, ranks: int) -> pa.Table:
         """The table that `LocalizationMetrics` reads: the asked map's overlaps stand at the rank of the right class.
 
-        They also stand at the first rank, which decides nothing where another class is right: so the mean overlap is of
-        the asked class's box.
+        Where the map is of another class, the right one has none. They also stand at the first rank, which decides
+        nothing where another class is right: so the mean overlap is of the asked class's box.
         """
         right = table["right"].to_pylist()
         known = [r is not None for r in right]
         labels = [0 if k else (0 if ranks == 1 else None) for k in known]
         # A class that is right has the number 0, all others 1; with one rank the class is given, so always right.
         place = [0 if ranks == 1 else (-1 if r is None or r >= ranks else r) for r in right]
+        drawn = zip(table["classes"].to_pylist(), table["asked"].to_pylist(), strict=True)
+        held = [p if p > 0 and classes[p] == asked[0] else 0 for p, (classes, asked) in zip(place, drawn, strict=True)]
         columns: dict[str, Any] = {
             "key": table["key"],
             "split": table["split"],
@@ -179,19 +183,19 @@ class ComparisonMetrics:
         for fixed in ("center", "whole_image"):
             columns[f"iou/{fixed}"] = table[f"iou/{fixed}"]
         for method in self.config.methods:
-            columns[f"iou/{method}"] = self._ranked(table[f"{name}/{method}"], place, grid, ranks)
+            columns[f"iou/{method}"] = self._ranked(table[f"{name}/{method}"], held, grid, ranks)
         return pa.table(columns)
 
     @staticmethod
-    def _ranked(overlaps: pa.ChunkedArray, place: list[int], grid: int, ranks: int) -> pa.Array:
+    def _ranked(overlaps: pa.ChunkedArray, held: list[int], grid: int, ranks: int) -> pa.Array:
         rows: list[list[float]] = []
-        for values, at in zip(overlaps.to_pylist(), place, strict=True):
+        for values, at in zip(overlaps.to_pylist(), held, strict=True):
             if not values:
                 rows.append([])
                 continue
             filled = np.full((ranks, grid), -1.0, np.float32)
             filled[0] = values
-            filled[at if at >= 0 else 0] = values
+            filled[at] = values
             rows.append(filled.ravel().tolist())
         return pa.array(rows, pa.list_(pa.float32()))
 
@@ -237,7 +241,7 @@ class ComparisonMetrics:
     def _add_classes(self, own: State, table: pa.Table) -> None:
         """Wrong under CHIP's protocol by class of the truth, and what an attack changed."""
         group = self.chip._groups(table)
-        right, labels = table["right"].to_pylist(), table["label"].to_pylist()
+        right, labels = table["right"].to_pylist(), table["judged"].to_pylist()
         spans = [s for s in self.chip.spans if s.method in self.config.methods]
         clean = {s.method: table[f"iou/{s.method}"].to_pylist() for s in spans}
         moved = {s.method: table[f"attack_iou/{s.method}"].to_pylist() for s in spans} if self.config.attack else {}

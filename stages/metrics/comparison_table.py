@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 #: name -> (what it is, whether more is better)
 MEASURES: dict[str, tuple[str, bool]] = {
-    "chip_top1_error": ("class or box wrong: pixels >= t * max, largest component, IoU >= 0.5", False),
+    "chip_top1_error": ("class or box wrong: pixels >= t * max, largest component, overlap as asked", False),
     "chip_top5_error": ("the same, the class being one of five", False),
     "chip_mean_iou": ("IoU of the asked class's box with the best true box", True),
     "chip_vs_center": ("top-1 error minus that of the centred box, same images", False),
-    "gfi_error": ("box wrong, the class given: pixels >= alpha * mean, one box, IoU >= 0.5", False),
+    "gfi_error": ("box wrong, the class given: pixels >= alpha * mean, one box, overlap as asked", False),
     "gfi_mean_iou": ("IoU of that box with the best true box", True),
     "gfi_vs_center": ("GFI's error minus that of the centred box, same images", False),
     "class_top1_error": ("class wrong", False),
@@ -75,9 +75,10 @@ def _localization(metrics: ComparisonMetrics, state: State) -> list[dict[str, An
                 kept = {"method": row["method"], "rule": row["rule"], "thresholds": row["thresholds"], "n": row["n"]}
                 error = "chip_top1_error" if protocol == "chip" else "gfi_error"
                 out.append(_made(error, row["top1_loc_error"], row["top1_loc_se"], **kept, **curve))
-                if protocol == "chip":
+                if protocol == "chip" and metrics.config.top5:
                     curve = {"grid": row["grid"], "curve": row["curve_top5"]}
                     out.append(_made("chip_top5_error", row["top5_loc_error"], row["top5_loc_se"], **kept, **curve))
+                if protocol == "chip":
                     for k in ("top1", "top5"):
                         wrong = row[f"{k}_cls_error"]
                         se = math.sqrt(wrong * (1 - wrong) / row["n"])

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from pipeline.dataset import KEY_SCHEMA, class_names, key_table
 from pipeline.errors import RaylensError, UsageError
+from stages.metrics.truth import Frame
+from stages.preprocess import Preprocess
 
 
 def listed(folder: Path, text: str, *, images: bool = False, **more: Any) -> dict[str, Any]:
@@ -50,6 +52,14 @@ def test_rows_of_one_image_become_its_boxes_in_the_order_of_the_list(tmp_path: P
     assert b["box_labels"] == [7, 2, 7]
     assert (b["label"], b["labels"]) == (7, [7, 2])
     assert (c["boxes"], c["box_labels"], c["label"]) == ([], [], 1)
+
+
+def test_boxes_of_a_list_without_labels_are_of_the_images_one_class(tmp_path: Path) -> None:
+    table = key_table(listed(tmp_path, "uri,x0,y0,x1,y1\nb.jpg,1,2,3,4\na.jpg,0,0,9,9\nb.jpg,5,6,7,8\n"))
+    assert table["boxes"].to_pylist() == [[[0, 0, 9, 9]], [[1, 2, 3, 4], [5, 6, 7, 8]]]
+    assert table["box_labels"].to_pylist() == [None, None]
+    frame = Frame(Preprocess((8, 8)), in_input=False)
+    assert [frame.objects(row, {3}) for row in table.to_pylist()] == [[0], [0, 1]]
 
 
 def test_keys_of_web_addresses_have_no_signatures(tmp_path: Path) -> None:

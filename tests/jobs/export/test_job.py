@@ -128,7 +128,10 @@ def test_voc_yolo_csv_and_png_say_the_same(run: Path, tmp_path: Path) -> None:
         export(str(run), tmp_path / name, Asked(name))
     rows = {r["key"]: r for r in csv.DictReader((tmp_path / "csv/boxes.csv").open(encoding="utf-8"))}
     assert list(rows) == KEYS[:3]
-    names = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text(encoding="utf-8"))["names"]
+    described = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text(encoding="utf-8"))
+    assert "path" not in described, "a relative one would be of the folder that training is started in"
+    assert (described["train"], described["val"]) == ("images", "images")
+    names = described["names"]
     assert names == dict(enumerate(NAMES))
     assert (tmp_path / "yolo/classes.txt").read_text(encoding="utf-8").splitlines() == NAMES
     taken: set[str] = set()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from stages.baselines.asking import classes_asked, right_rank
+from stages.baselines.asking import classes_asked, judged_class, right_rank
 from stages.baselines.compare import Compare, CompareConfig
 from stages.baselines.query import Query
 from stages.baselines.registry import Setting, build
@@ -186,7 +186,8 @@ def test_an_image_alone_is_the_same_as_in_company_and_fits_the_schema() -> None:
         alone = run(made, [r if j == i else None for j, r in enumerate(truth)])[0]
         assert set(alone) == set(made.schema.names)
         for name, value in alone.items():
-            if name != "nonfinite" and not name.startswith("map/"):
+            # LIME's largest cell lies at the edge, where enlarging makes a plateau: any of its pixels is the peak.
+            if name not in ("nonfinite", "point/lime", "miss/lime") and not name.startswith("map/"):
                 assert np.asarray(value, dtype=float) == pytest.approx(
                     np.asarray(together[i][name], dtype=float), abs=1e-4, nan_ok=True
                 ), name
@@ -283,20 +284,26 @@ def test_objects_stand_between_the_networks_classes_and_the_truths() -> None:
     assert classes_asked([row], p, "present", stands, 9) == [[(2, (8,)), (3, (7,))]]  # nothing stands for 5
     assert classes_asked([row], p, "present", stands, 1) == [[(2, (8,))]]
     assert classes_asked([row], p, "predicted", stands, 9) == [[(1, ())]]
-    assert classes_asked([row], p, "predicted", {1: (7, 9)}, 9) == [[(1, (7, 9))]]
+    assert classes_asked([{"label": 1}], p, "predicted", {1: (7, 9)}, 9) == [[(1, (7, 9))]]
+    assert classes_asked([{"label": 3}], p, "predicted", stands, 9) == [[(1, (9, 7))]]  # wrong, and still judged
+    assert classes_asked([{}], p, "predicted", {1: (7, 9)}, 9) == [[(1, (7, 9))]]
     assert classes_asked([None], p, "label", {}, 9) == [[(1, (1,))]]
     assert classes_asked([{"label": 3}], p, "predicted", {}, 9) == [[(1, (3,))]]
-    assert right_rank(np.array([1, 2, 3]), row, "label", stands) == 1
-    assert right_rank(np.array([1, 0]), {"label": 9}, "label", stands) == -1
-    assert right_rank(np.array([1]), {}, "label", {}) is None
+    assert right_rank(np.array([1, 2, 3]), 8, "label", stands) == 1
+    assert right_rank(np.array([1, 0]), 9, "label", stands) == -1
+    assert right_rank(np.array([1]), None, "label", {}) is None
+    assert judged_class({"label": 8}, "present", stands, (2, (8,))) == 8
+    assert judged_class({"label": 5}, "present", stands, (3, (7,))) == 7, "nothing stands for 5"
+    assert right_rank(np.array([3, 1]), 7, "present", stands) == 0
+    assert judged_class({"label": 8}, "predicted", stands, (1, (8,))) == 8
+    assert judged_class({}, "label", {}, (1, (1,))) is None
     with pytest.raises(ValueError, match="map them with 'objects'"):
         classes_asked([{"label": 4}], p, "label", {}, 9)
 
 
 def test_a_scene_without_an_object_is_filtered_and_says_so() -> None:
     truth = rows()
-    predicted = int(network()(inputs((0,))).argmax())
-    others = tuple((c, (truth[0]["label"],)) for c in range(7) if c != predicted)
+    others = tuple((c, (truth[0]["label"],)) for c in range(7) if c != truth[0]["label"])
     found = run(stage(asks="predicted", objects=others), truth)
     assert found[0]["status"] == "filtered"
     assert "names no object" in found[0]["error"]

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.baselines.excitation import ContrastiveMwp, ExcitationBackprop
-from stages.baselines.lrp import Lrp
+from stages.baselines.excitation import ContrastiveMwp, ExcitationBackprop, Winners
+from stages.baselines.lrp import Lrp, Shares
 from stages.baselines.query import Query
 from stages.baselines.registry import Setting, build
+from stages.baselines.relevance import Rule
 from stages.network import cut
 
 
@@ -275,3 +276,20 @@ def test_c_mwp_takes_any_layer_by_name() -> None:
     asked = Query(cut(net, ["1", "4"], X[:1]), X, TARGETS)
     assert build("c_mwp:1", Setting(("1", "4"))).maps(asked).shape == (3, 2, 12, 12)
     assert build("c_mwp", Setting(("1", "4"))).maps(asked).shape == (3, 2, 6, 6)
+
+
+def test_means_of_signed_values_are_shared_by_the_rule() -> None:
+    """As in DenseNet's transitions: a convolution, then average pooling. By hand, of a relevance of 1 each."""
+    values = torch.tensor([[3.0, -1.0, 1.0, 0.0], [-3.0, 1.0, 0.0, 0.0], [-1.0, -3.0, 0.0, 0.0], [0.0] * 4]).double()
+    x, ones = values.view(4, 1, 2, 2), torch.ones(4, 1, 1, 1).double()
+
+    def shared(rule: Rule) -> list[list[float]]:
+        found: list[list[float]] = rule.average(lambda v: F.avg_pool2d(v, 2), x, ones).view(4, 4).tolist()
+        return found
+
+    assert shared(Winners(contrast=False)) == [[0.75, 0, 0.25, 0], [0, 1, 0, 0], [0] * 4, [0] * 4]
+    # z+: where there is nothing positive the negative values take all.
+    assert shared(Shares("composite")) == [[0.75, 0, 0.25, 0], [0, 1, 0, 0], [0.25, 0.75, 0, 0], [0] * 4]
+    twice = shared(Shares("alpha_beta", alpha=2.0))
+    assert twice == [[1.5, -1, 0.5, 0], [-1, 2, 0, 0], [0.25, 0.75, 0, 0], [0] * 4]
+    assert shared(Shares("epsilon"))[0] == pytest.approx([1, -1 / 3, 1 / 3, 0], rel=1e-5)

@@ -155,7 +155,7 @@ def test_lime_is_the_loop_of_its_definition() -> None:
             mask = torch.from_numpy(row).double().view(2, 2).repeat_interleave(6, 0).repeat_interleave(5, 1)
             answers.append([float(score(net, X[i] * mask, int(c), "softmax")) for c in TARGETS[i]])
         distance = 1 - shown.sum(1) / np.sqrt(shown.sum(1) * 4 + 1e-300)
-        weight = np.exp(-(distance**2) / 0.25**2)
+        weight = np.sqrt(np.exp(-(distance**2) / 0.25**2))
         for r in range(2):
             expected = Ridge(alpha=1.0).fit(shown, np.array(answers)[:, r], sample_weight=weight).coef_
             assert got[i, r].flatten().numpy() == pytest.approx(expected, abs=1e-9)

@@ -108,14 +108,17 @@ def test_pointing_is_the_mean_over_classes() -> None:
     other = row("b", label=3, targets=[2, 3], peak_distance=[NAN, 0.0], peak_distance_easy=[NAN, 0.0])
     third = row("c", label=3, targets=[2, 3], peak_distance=[NAN, 16.0], peak_distance_easy=[NAN, NAN])
     rows = reduced([row("a"), other, third])
-    # Class 1: distances 0 and 20; class 3: 0 and 16.
-    assert one(rows, kind="pointing", name="all", threshold=0.0)["value"] == 0.5
-    assert one(rows, kind="pointing", name="all", threshold=15.0)["value"] == 0.5
+    # Class 1: distance 20; class 3: 0 and 16. The predicted class, 2, is in no image: its mask is not asked.
+    assert one(rows, kind="pointing", name="all", threshold=0.0)["value"] == 0.25
+    assert one(rows, kind="pointing", name="all", threshold=15.0)["value"] == 0.25
     # Without difficult boxes: class 1 only 10, class 3 only 0.
     assert one(rows, kind="pointing", name="easy", threshold=0.0)["value"] == 0.5
     easy = one(rows, kind="pointing", name="easy", threshold=15.0)
     assert (easy["value"], easy["n"], easy["tuning_images"]) == (1.0, 2, 2)
-    assert one(rows, kind="pointing", name="all", threshold=15.0)["se"] == 0  # both classes hit one of two
+    assert one(rows, kind="pointing", name="all", threshold=15.0)["se"] == 0.25  # of 0 and 1/2
+    # Asked twice, as the prediction and as the label, a class counts once.
+    twice = reduced([row("d", targets=[1, 1], peak_distance=[0.0, 0.0])])
+    assert one(twice, kind="pointing", name="all", threshold=0.0)["tuning_images"] == 1
 
 
 def test_one_image_a_class_leaves_the_pointing_game_an_error() -> None:

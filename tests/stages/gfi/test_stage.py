@@ -285,3 +285,9 @@ def test_rows_travel_through_parquet(small: Callable[..., nn.Module], tmp_path) 
     back = pq.read_table(tmp_path / "rows.parquet")
     assert back.schema.field("mask").type == pa.list_(pa.field("element", pa.float16()))
     assert np.array_equal(full_mask(back.to_pylist()[0]), full_mask(table.to_pylist()[0]))
+
+
+def test_of_several_labels_the_label_comes_first_for_it_is_judged_by_the_first(small: Callable[..., nn.Module]) -> None:
+    made = stage(small(), targets=("labels",))
+    got = run(made, [row(0, label=3, labels=[1, 2, 3])])[0]
+    assert list(got["targets"]) == [3, 1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ LISTS = ("iou", "alpha_iou", "mask_iou", "salient", "miss", "deletion", "inserti
 SCHEMA = pa.schema(
     [
         ("key", pa.string()), ("split", pa.string()), ("label", pa.int32()), ("right", pa.int32()),
+        ("judged", pa.int32()), ("classes", pa.list_(pa.int32())), ("asked", pa.list_(pa.int32())),
         ("truth", pa.list_(pa.int32())), ("attack_right", pa.int32()), ("unanswered", pa.list_(pa.string())),
         *((f"{name}", pa.list_(pa.float32())) for name in ("iou/center", "iou/whole_image", "miss/center")),
         *((f"{name}/{m}", pa.list_(pa.float32())) for m in "ab" for name in LISTS),
@@ -48,6 +50,7 @@ def row(
     found |= {f"{name}/b": value for name, value in bad.items()}
     fixed = {"iou/center": [0.2, 0.6, 0.4], "iou/whole_image": [0.4], "truth": [label], "miss/center": [0.0, 20.0]}
     fixed |= {"attack_right": right if attack_right is None else attack_right, "unanswered": []}
+    fixed |= {"judged": label, "classes": [10, 11, 12, 13, 14], "asked": [10 + right]}  # the right class's map
     return {"key": key, "split": split, "label": label, "right": right, **fixed, **found}
 
 
@@ -214,12 +217,31 @@ def test_no_boxes_and_no_labels_leave_the_measures_that_need_none() -> None:
     nothing = {"iou": [], "alpha_iou": [], "miss": [], "attack_iou": []}
     rows = [row(f"{i}.png", **nothing) for i in range(6)]
     for r in rows:
-        r.update(
-            {"label": None, "right": None, "iou/center": [], "iou/whole_image": [], "truth": [-1], "miss/center": []}
-        )
+        r.update(dict.fromkeys(("label", "judged", "right")) | {"truth": [-1]})
+        r.update({"iou/center": [], "iou/whole_image": [], "miss/center": []})
         r.update({f"{name}/b": [] for name in ("iou", "alpha_iou", "miss", "attack_iou")})
     found = reduced(rows)
     names = {r["measure"] for r in found.values()}
     assert {"precision", "recall", "f", "mae", "mask_iou"} <= names
     assert not names & {"chip_top1_error", "gfi_error", "pointing_0", "attack_error_change"}
     assert json.loads(json.dumps(ComparisonMetrics(CONFIG).summary(pa.Table.from_pylist(list(found.values())))))["rows"]
+
+
+def test_a_map_of_another_class_than_the_right_one_makes_no_prediction_right() -> None:
+    """Asked for the predicted class: the right one, which is second, has no map, so top-5 is not of this run."""
+    second = row("2", right=1, iou=[0.9, 0.9]) | {"asked": [10]}
+    found = reduced([row("1"), second])
+    assert found["chip_top5_error", "a", "halves", None]["value"] == 0.5
+    assert found["class_top5_error", "a", "halves", None]["value"] == 0.0
+    assert found["class_top1_error", "a", "halves", None]["value"] == 0.5
+    metrics = ComparisonMetrics(replace(CONFIG, top5=False))
+    measures = {r["measure"] for r in metrics.finish("all", metrics.add(metrics.start(), table([second]))).to_pylist()}
+    assert "chip_top5_error" not in measures
+    assert {"chip_top1_error", "class_top5_error"} <= measures
+
+
+def test_classes_are_those_that_are_judged_by() -> None:
+    """An image of a person, which the network does not know, and a dog, which is what is asked."""
+    found = reduced([row("1", label=14) | {"judged": 11}, row("2", label=11)])
+    assert ("chip_top1_error", "a", "halves", 14) not in found
+    assert found["chip_top1_error", "a", "halves", 11]["n"] == 2
