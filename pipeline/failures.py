@@ -13,8 +13,7 @@ from pipeline.tasks import Range, Task
 
 DEATHS = 3  # at one slice before it is bisected; by one key alone before it is quarantined
 FREE_RETRIES = 20  # of one shard, for reasons that are not its own
-UNREACHED = 10  # attempts (minutes) after which a row that cannot be reached fails, where others of its shard can
-PROOFS = 3  # attempts in a row between which other shards were read, after which all of a shard's rows may fail
+UNREACHED = 10  # attempts (minutes) after which a row that cannot be reached fails, where others of its split can
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
 
 
@@ -40,7 +39,8 @@ class ShardFate:
         self._task = task
         self._deaths: dict[Range, int] = {}
         self._suspects: list[Range] = list(task.suspects)
-        self._free = self._unreached = self._proofs = 0
+        self._free = 0
+        self.missed = 0  # how often its images could not be reached
 
     def acquit(self, completed: Range) -> None:
         """A completed run of a range clears what was counted against it."""
@@ -53,17 +53,12 @@ class ShardFate:
             return Verdict("give up", note=f"its worker was lost {self._free} times; the last time: {why}")
         return Verdict("retry", backoff(self._free), note=why)
 
-    def unreached(self, why: str, *, others_made: bool) -> Verdict:
-        """A row's image could not be reached: it is gone, or the storage is away.
-
-        ``others_made``: other shards of the split were read since the last time. One of them may have been read before
-        the storage went away; that it is there shows only again and again.
-        """
-        self._unreached += 1
-        self._proofs = self._proofs + 1 if others_made else 0
-        if self._unreached > FREE_RETRIES:
-            return Verdict("give up", note=f"its images could not be reached {self._unreached} times: {why}")
-        return Verdict("retry", backoff(self._unreached), note=why)
+    def unreached(self, why: str) -> Verdict:
+        """A row's image could not be reached: it is gone, or the storage is away."""
+        self.missed += 1
+        if self.missed > FREE_RETRIES:
+            return Verdict("give up", note=f"its images could not be reached {self.missed} times: {why}")
+        return Verdict("retry", backoff(self.missed), note=why)
 
     def died(self, inside: Range) -> Verdict:
         """The worker died on a living node while it computed the rows ``inside``."""
@@ -87,6 +82,6 @@ class ShardFate:
             attempt=self._task.attempt + 1,
             suspects=tuple(self._suspects),
             quarantined={**self._task.quarantined, **quarantined},
-            forgiving="no" if self._unreached < UNREACHED else "all" if self._proofs >= PROOFS else "some",
+            forgiving=self.missed >= UNREACHED,
         )
         return self._task

@@ -208,7 +208,7 @@ class ShardLoop:
             return
         self._receipts[flight.shard] = done.receipt
         self._progress.shard_done(done.receipt.rows)
-        self._retries.committed(task)
+        self._retries.committed()
         self.spent.add(task.name, done)
         self._meters.committed(done)
         self._events.say(

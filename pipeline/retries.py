@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.errors import RaylensError
 from pipeline.events import Events
-from pipeline.failures import ShardFate, Verdict
+from pipeline.failures import UNREACHED, ShardFate, Verdict
 from pipeline.key_table import KeyTable
 from pipeline.meters import Meters
 from pipeline.progress import Progress
@@ -37,8 +37,6 @@ class Retries:
         self._fates = {task.of: ShardFate(task) for task in self.first}
         self._errors: collections.Counter[Shard] = collections.Counter()
         self._delayed: list[tuple[float, int, Task]] = []
-        self._read: collections.Counter[str] = collections.Counter()  # shards whose images were reached, by split
-        self._read_before: dict[Shard, int] = {}  # the same when a shard last could not be read
         self._ticket = self._deaths = 0
 
     def __len__(self) -> int:
@@ -57,17 +55,18 @@ class Retries:
             found.append(heapq.heappop(self._delayed)[2])
         return found
 
-    def committed(self, task: Task) -> None:
+    def committed(self) -> None:
         """A shard was finished."""
         self._deaths = 0
-        self._read[task.split] += task.forgiving == "no"  # rows that were given up prove nothing
 
     def failed(self, task: Task, cause: Exception) -> None:
         """An exception that no row explains: the user's to mend, which is raised, or one that may pass."""
         if isinstance(cause, UnreachableError):
-            made = self._read[task.split]
-            before, self._read_before[task.of] = self._read_before.get(task.of, made), made
-            self._retry(task, self._fates[task.of].unreached(cause.what, others_made=made > before))
+            fate = self._fates[task.of]
+            verdict = fate.unreached(f"{cause.where}: {cause.what}" if cause.where else cause.what)
+            if fate.missed in (1, UNREACHED):  # not each time: there may be many such shards
+                self._progress.say(f"shard {task.name} is tried again for minutes: {verdict.note}")
+            self._retry(task, verdict)
             return
         if isinstance(cause, RaylensError):
             raise cause from None
@@ -137,7 +136,8 @@ class Retries:
         if verdict.action == "give up":
             raise RaylensError(
                 f"shard {task.name} of step '{self._work.step.name}' is given up: {verdict.note}",
-                cure="look at the nodes ('ray status'); run again to go on, what is committed is kept",
+                cure="look at the nodes ('ray status') and at what cannot be reached; run again to go on, what is "
+                "committed is kept",
             )
         quarantined = {}
         if verdict.quarantined is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 from pipeline import images
 from pipeline.plan import Plan
@@ -45,7 +44,7 @@ class Task:
     suspects: tuple[Range, ...] = ()  # row ranges that killed a worker: run first, apart
     quarantined: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key -> why it is not run
     duplicate: bool = False  # of an attempt that is late: whichever commits first wins
-    forgiving: Literal["no", "some", "all"] = "no"  # of rows that cannot be reached: all of a shard, or none of it
+    forgiving: bool = False  # rows that cannot be reached fail, if others of the split can
     work: str = ""  # whose shard it is: steps may have shards of one name
 
     @property

@@ -34,7 +34,7 @@ _MICRO_RUN_SECONDS = 4.0  # this time, so that a busy moment of the machine does
 _MICRO_RUN_LEAST = 0.1  # but none where four slices take less than this,
 _MICRO_RUN_MOST = 12.0  # and not even four in longer than this
 _FAILED_TOLD = 20  # rows of a shard
-_ASKED = 8  # rows of a shard that are tried to see whether its storage is there
+_ASKED = 8  # rows, of a shard and of its split, that are tried to see whether the storage is there
 
 
 class Worker:
@@ -188,16 +188,19 @@ class Worker:
             with contextlib.closing(self.feeder(self, task.split, [piece])) as feeder:
                 return next(iter(feeder))
         except UnreachableError:
-            if task.forgiving == "no":
+            if not task.forgiving:
                 raise
         prepared, reached = self._what_is_reached(self.rows(task.split, *piece))
-        if not reached and task.forgiving == "some":
-            lo, hi = self.work.plans[task.split].range(task.shard)
-            found = [self.rows(task.split, n, n + 1)[0] for n in range(lo, hi, max(1, (hi - lo) // _ASKED))]
-            others = [row for row in found if row["key"] not in task.quarantined]
-            if not self._what_is_reached(others)[1]:
-                raise UnreachableError("none of its images can be reached", where=f"shard {task.name}")
+        if not reached and not self._is_storage_there(task):
+            raise UnreachableError("neither its images nor others can be reached", where=f"split '{task.split}'")
         return prepared
+
+    def _is_storage_there(self, task: Task) -> bool:
+        """Whether any of some images can be reached, of the shard and of the whole split."""
+        lo, hi = self.work.plans[task.split].range(task.shard)
+        places = {*_spread(lo, hi), *_spread(0, len(self._keys[task.split]))}
+        others = [row for n in sorted(places) for row in self.rows(task.split, n, n + 1)]
+        return bool(self._what_is_reached([row for row in others if row["key"] not in task.quarantined])[1])
 
     def _what_is_reached(self, rows: Sequence[Row]) -> tuple[Prepared, int]:
         return prepare_what_is_reached(self.stage, rows, self.work.limits, self._pool)
@@ -274,6 +277,11 @@ def _part(prepared: Prepared, lo: int, hi: int) -> Prepared:
         tuple(prepared.good[j] - lo for j in chosen),
         {i - lo: why for i, why in prepared.errors.items() if lo <= i < hi},
     )
+
+
+def _spread(lo: int, hi: int) -> range:
+    """Places all over [lo, hi)."""
+    return range(lo, hi, max(1, (hi - lo) // _ASKED))
 
 
 def _without(piece: Range, dead: set[int]) -> list[Range]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.failures import DEATHS, FREE_RETRIES, PROOFS, UNREACHED, ShardFate
+from pipeline.failures import DEATHS, FREE_RETRIES, UNREACHED, ShardFate
 from pipeline.tasks import Task
 
 
@@ -55,20 +55,15 @@ def test_exactly_the_killers_are_quarantined_each_after_three_deaths_alone(rows,
     assert alone == dict.fromkeys(killers, DEATHS)
 
 
-def test_a_row_that_cannot_be_reached_may_fail_after_ten_attempts_and_sooner_for_nobody():
+def test_rows_that_cannot_be_reached_may_fail_after_ten_attempts():
     fate = ShardFate(Task("all", 0))
     for nth in range(1, UNREACHED + 1):
-        assert fate.unreached("no route to host", others_made=False).action == "retry"
-        assert fate.next_task({}).forgiving == ("some" if nth == UNREACHED else "no")
-    for nth in range(1, PROOFS + 1):
-        fate.unreached("no route to host", others_made=True)
-        assert fate.next_task({}).forgiving == ("all" if nth == PROOFS else "some")
-    fate.unreached("no route to host", others_made=False)
-    assert fate.next_task({}).forgiving == "some"
-    for _ in range(UNREACHED + PROOFS + 1, FREE_RETRIES):
-        assert fate.unreached("no route to host", others_made=False).action == "retry"
-    assert fate.unreached("no route to host", others_made=False).action == "give up"
+        assert fate.unreached("no route to host").action == "retry"
+        assert fate.next_task({}).forgiving == (nth == UNREACHED)
+    for _ in range(UNREACHED, FREE_RETRIES):
+        assert fate.unreached("no route to host").action == "retry"
+    assert fate.unreached("no route to host").action == "give up"
     lost = ShardFate(Task("all", 1))
     for _ in range(UNREACHED):
         lost.lost("its node is gone")
-    assert lost.next_task({}).forgiving == "no"
+    assert not lost.next_task({}).forgiving

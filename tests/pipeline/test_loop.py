@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import itertools
 from collections.abc import Callable
@@ -257,13 +256,17 @@ def test_workers_that_wait_for_a_gpu_are_not_paid_for(made, monkeypatch: pytest.
     assert (found.spent.held_s, found.spent.gpu_s) == (20.0, 10.0)
 
 
-def retries_of(todo: list[tuple[str, int]], said: list[dict[str, Any]]) -> retries.Retries:
+def retries_of(
+    todo: list[tuple[str, int]], said: list[dict[str, Any]], told: io.StringIO | None = None
+) -> retries.Retries:
     work: Any = SimpleNamespace(
         id="w", keys_url="memory://keys", step=SimpleNamespace(name="sweep"), folders={"all": "memory://retried"}
     )
     events: Any = SimpleNamespace(say=lambda kind, **fields: said.append(fields))
     meters: Any = SimpleNamespace(**{name: SimpleNamespace(add=lambda n: None) for name in ("deaths", "retries")})
-    return retries.Retries(work, todo, events, Progress("sweep", 0, stream=io.StringIO()), Spent("sweep"), meters)
+    return retries.Retries(
+        work, todo, events, Progress("sweep", 0, stream=told or io.StringIO()), Spent("sweep"), meters
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,20 +290,15 @@ def test_nodes_may_go_by_the_hundred_but_deaths_on_living_ones_end_a_step(
         assert len(retried) == 120
 
 
-def test_what_cannot_be_reached_is_forgiven_when_other_shards_were_made_meanwhile() -> None:
-    retried = retries_of([("all", 0), ("all", 1)], [])
-    away = UnreachableError("no route to host")
-    for nth in range(1, 16):
-        if nth in (5, 11, 12, 13):
-            retried.committed(retried.first[1])
-        if nth == 14:
-            retried.committed(dataclasses.replace(retried.first[1], forgiving="all"))
-        if nth == 15:
-            retried.committed(Task("other", 1))
-        retried.failed(retried.first[0], away)
+def test_what_cannot_be_reached_is_told_of_and_after_ten_attempts_forgiven(capfd: pytest.CaptureFixture[str]) -> None:
+    told = io.StringIO()
+    retried = retries_of([("all", 0)], [], told)
+    for _ in range(12):
+        retried.failed(retried.first[0], UnreachableError("no route to host", where="http://there/x.jpg"))
     made = [entry[2].forgiving for entry in sorted(retried._delayed, key=lambda entry: entry[1])]
-    assert made == ["no"] * 9 + ["some"] * 3 + ["all"] + ["some"] * 2
-    assert made[12] == "all", "for the third time in a row others of the split were read meanwhile"
+    assert made == [False] * 9 + [True] * 3
+    line = "sweep  shard all/00000 is tried again for minutes: http://there/x.jpg: no route to host"
+    assert told.getvalue().splitlines() == [line, line], "at first, and when such rows may fail"
 
 
 @pytest.mark.parametrize(("inside", "named"), [((3, 4), "k3"), ((0, 8), None), (None, None)])
