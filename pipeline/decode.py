@@ -136,7 +136,7 @@ class ThreadFeeder:
 
 
 class ReachedFeeder:
-    """Slices without the images that cannot be reached, none ahead; UnreachableError while there are no others."""
+    """Slices without the images that cannot be reached, none ahead; UnreachableError in the end where that is all."""
 
     def __init__(
         self, pool: ThreadPoolExecutor, stage: Stage, slices: Sequence[Sequence[Row]], limits: images.Limits
@@ -148,8 +148,12 @@ class ReachedFeeder:
         for rows in self._slices:
             prepared, reached = prepare_what_is_reached(self._stage, rows, self._limits, self._pool)
             total += reached
-            if not total:
-                raise UnreachableError("no image that was looked at can be reached", where=str(rows[0].get("uri", "")))
             yield prepared
+        if not total:
+            raise UnreachableError(
+                "no image that was looked at can be reached",
+                where=str(self._slices[0][0].get("uri", "")),
+                cure="see whether the address answers from the nodes, then run again",
+            )
 
     def close(self) -> None: ...

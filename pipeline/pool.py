@@ -121,7 +121,7 @@ class Pool:
         found = self._places.open(member.slot for member in self.members)
         if self.members:  # else one of those that are given up is better than none
             found = [place for place in found if self._ends.failures(place[0]) < LIMIT]
-        return sorted(found, key=lambda place: (self._ends.failures(place[0]), not place[1], self._stuck[place[0]]))
+        return sorted(found, key=lambda place: (self._ends.rank(place[0]), not place[1], self._stuck[place[0]]))
 
     def _start(self, wanted: int) -> None:
         if time.monotonic() < self._not_before:
@@ -189,8 +189,8 @@ class Pool:
                 member.slot,
                 error,
                 working=any(other.ready for other in self.members),
-                pending=[other.slot for other in self._setups.values()],
-                free=[slot for slot, _ in self._open()],
+                pending=[other.slot for other in self._setups.values() if not other.waits()],
+                free=[slot for slot, free in self._open() if free],
             )
             self._not_before = max(self._not_before, time.monotonic() + pause)
             return True

@@ -29,7 +29,7 @@ class Setups:
     def begin(self, step: str) -> None:
         """Another step: what failed for the last one may be well for this."""
         self._step, self._proven = step, False  # proven: some worker could be set up for it
-        self._at = Counter[Slot]()
+        self._at, self._away_at = Counter[Slot](), Counter[Slot]()
         self._in_a_row = 0  # while no worker is at work
         self._away_since: float | None = None
 
@@ -37,8 +37,12 @@ class Setups:
         """How often in a row none could be set up there."""
         return self._at[slot]
 
+    def rank(self, slot: Slot) -> int:
+        """How much better another place would be."""
+        return self._at[slot] + self._away_at[slot]
+
     def worked(self, slot: Slot) -> None:
-        self._at[slot] = self._in_a_row = 0
+        self._at[slot] = self._away_at[slot] = self._in_a_row = 0
         self._proven, self._away_since = True, None
 
     def failed(
@@ -57,7 +61,7 @@ class Setups:
 
         Args:
             working: whether a worker is at work on this step.
-            pending, free: places where others are being set up, and where none is.
+            pending, free: places where others are being set up now, and where one could be.
 
         Raises:
             RaylensError: it is the same wherever it could be tried, so the step cannot be worked on.
@@ -67,10 +71,7 @@ class Setups:
         if slot.node not in cluster.alive_nodes():
             return 0.0
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, UnreachableError):
-            self._away_since = time.monotonic() if self._away_since is None else self._away_since
-            if working or time.monotonic() < self._away_since + _AWAY_S:
-                return _AWAY_PAUSE_S
-            raise told(error, self._step) from error
+            return self._away(slot, error, working or any(not self.rank(other) for other in pending))
         self._at[slot] += 1
         if working:
             if self._at[slot] == LIMIT:
@@ -79,7 +80,24 @@ class Setups:
         self._in_a_row += 1
         if self._is_over(error, pending, free):
             raise self._end(error) from error
+        if self._at[slot] == 1:  # so that nobody wonders what is waited for
+            node = cluster.node_name(slot.node)
+            self._say(f"step '{self._step}': no worker could be set up on {node}: {_why(error, self._step)}")
         return 0.0
+
+    def _away(self, slot: Slot, error: ray.exceptions.RayTaskError, others: bool) -> float:
+        """The storage is away, as seen from there; ``others``: they work, or have yet to tell whether it is."""
+        self._away_at[slot] += 1
+        if self._away_at[slot] == 1:
+            node = cluster.node_name(slot.node)
+            self._say(f"step '{self._step}': tried again on {node}: {_why(error, self._step)}")
+        if others:
+            self._away_since = None
+            return _AWAY_PAUSE_S
+        self._away_since = time.monotonic() if self._away_since is None else self._away_since
+        if time.monotonic() < self._away_since + _AWAY_S:
+            return _AWAY_PAUSE_S
+        raise told(error, self._step) from error
 
     def _is_over(self, error: Exception, pending: list[Slot], free: list[Slot]) -> bool:
         bad = {slot.node for slot, failures in self._at.items() if failures}

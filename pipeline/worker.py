@@ -157,13 +157,17 @@ class Worker:
         with contextlib.closing((_reached_feeder if patient else self.feeder)(self, split, todo)) as feeder:
             clock = began
             for piece, prepared in zip(todo, feeder, strict=True):
+                if patient and not prepared.good and (wall or piece != todo[-1]):
+                    clock = time.perf_counter()  # how long dead links take says nothing of the others
+                    continue
                 computing = time.perf_counter()
                 rows += slices.run_slice(self.stage, split, self.rows(split, *piece), prepared, micro_batch)
                 compute.append((time.perf_counter() - computing) / size)
                 wall.append((time.perf_counter() - clock) / size)
                 clock = time.perf_counter()
                 took, enough = clock - began, len(wall) >= least
-                if took > _MICRO_RUN_MOST or (enough and not _MICRO_RUN_LEAST <= took < _MICRO_RUN_SECONDS):
+                over = took > _MICRO_RUN_MOST or (enough and not _MICRO_RUN_LEAST <= took < _MICRO_RUN_SECONDS)
+                if over and piece != todo[-1]:  # the feeder has the last word
                     break
         # The first slice warms kernels and caches up: it counts only when it is alone.
         per_row = _mean(wall[1:] or wall)
@@ -192,7 +196,7 @@ class Worker:
                 raise
         prepared, reached = self._what_is_reached(self.rows(task.split, *piece))
         if not reached and not self._is_storage_there(task):
-            raise UnreachableError("neither its images nor others can be reached", where=f"split '{task.split}'")
+            raise UnreachableError("neither these images nor others can be reached", where=f"split '{task.split}'")
         return prepared
 
     def _is_storage_there(self, task: Task) -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from jobs.compare.masks import Masks
 from jobs.config import JobConfig, Location, Section
-from jobs.sections import JudgedSplit, Network
+from jobs.sections import JudgedSplit, Network, inclusive
 from pipeline.sources.classes import Classes, read_classes
 from stages.baselines.asking import Asked
 from stages.baselines.compare import CompareConfig
@@ -75,6 +75,13 @@ class CompareJobConfig(JobConfig):
     objects: Location | dict[str | int, Any] | None = None  # a YAML file, or what it would hold
     measure: MeasureSection = MeasureSection()
     report: CompareReport = CompareReport()
+
+    @property
+    def inclusive(self) -> bool:
+        """Whether boxes name their last pixel: as the sources write them, and as they are drawn around index masks."""
+        given = ((self.data.eval, self.data.masks), (self.data.tune, self.data.tune_masks))
+        own = [split for split, masks in given if masks is None or masks.kind != "index"]
+        return inclusive(self.measure.inclusive, *own)
 
     @model_validator(mode="after")
     def _methods_can_be_built(self) -> CompareJobConfig:

@@ -15,7 +15,6 @@ from jobs.compare.report_data import CompareReportData, table_rows
 from jobs.compare.report_pictures import example_keys
 from jobs.config import config_of
 from jobs.report.totals import step_totals
-from jobs.sections import inclusive
 from pipeline import images
 from pipeline.models import class_names, preprocess_for
 from pipeline.run import Run
@@ -58,7 +57,7 @@ def gather(run_url: str) -> tuple[Run, str, CompareReportData]:
         papers=config.report.papers,
         classes=config.report.classes,
         picked=bool(config.report.keys),
-        inclusive=inclusive(config.measure.inclusive, config.data.eval, config.data.tune),
+        inclusive=config.inclusive,
         in_input=frame == "input" or (frame == "auto" and preprocess.frame == "crop"),
     )
     return run, marks.get("metrics") or marks.get("compare") or "unfinished", data

@@ -11,7 +11,7 @@ import torch
 from jobs.compare.config import CompareJobConfig, truth_classes
 from jobs.compare.inputs import SolveInput, read_objects, resolved
 from jobs.compare.masks import with_masks
-from jobs.sections import inclusive, source
+from jobs.sections import source
 from pipeline.engine import Outcome, execute
 from pipeline.errors import RaylensError, UsageError
 from pipeline.inputs import NetworkInput
@@ -82,7 +82,7 @@ def stage_config(config: CompareJobConfig, network: LoadedNetwork, layers: tuple
         objects=objects,
         any_object=asked.any_object,
         frame=asked.frame,
-        inclusive=inclusive(asked.inclusive, config.data.eval, config.data.tune),
+        inclusive=config.inclusive,
         signed=asked.signed,
         output=asked.output,
         steps=asked.deletion_steps,

@@ -133,6 +133,7 @@ class GfiMetrics:
         if row["label"] is not None:
             own["labelled"] += 1
             own["wrong_class"] += row["label"] != row["predicted"]
+        pointed: set[int] = set()
         for i, source in enumerate(row["asked"]):
             at = self._asked.index(source)
             values = {name: float(row[name][i]) for name in SCORES}
@@ -143,8 +144,9 @@ class GfiMetrics:
             own["square"][at] += np.rint(np.array(list(values.values())) ** 2 * UNIT).astype(np.int64)
             class_id = row["label"] if source == "predicted" else row["targets"][i]
             # The mask of a class that is not there, or of one that was counted for this image, points at nothing new.
-            if row["targets"][i] != class_id or class_id in row["targets"][:i]:
+            if row["targets"][i] != class_id or class_id in pointed:
                 continue
+            pointed.add(class_id)
             for kind, name in enumerate(("peak_distance", "peak_distance_easy")):
                 gap = row[name][i]
                 if class_id is None or gap is None or math.isnan(gap) or not 0 <= class_id < self.config.classes:

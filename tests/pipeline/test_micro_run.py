@@ -115,3 +115,17 @@ def test_dead_links_are_stepped_over_at_last_unless_there_is_nothing_else(tmp_pa
         with pytest.raises(UnreachableError, match="no route to host"):
             made.measure("all", BATCH * 8, attempt)
     assert made.measure("all", BATCH * 8, MICRO_RUNS - 1).bytes_per_row > 0
+
+
+def test_one_dead_link_is_not_all_of_a_list_even_where_slices_are_single_rows(tmp_path: Path) -> None:
+    made = worker(tmp_path, 0.0)
+    seen: list[str] = []
+
+    def prepare(image: Any, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        seen.append(row["key"])
+        if len(set(seen)) == 1:
+            raise UnreachableError("no route to host", where=row["key"])
+        return {"x": np.zeros(1)}
+
+    made.stage.prepare = prepare  # type: ignore[method-assign]
+    assert made.measure("all", 1, MICRO_RUNS - 1).bytes_per_row > 0

@@ -438,3 +438,43 @@ class TestSetupsThatFailOnOneNodeOfTwo:
         assert [m.slot.node for m in alone.members] == ["b"]
         with pytest.raises(RaylensError, match="there is a GPU it cannot use"):
             alone.settle(*alone.pending)
+
+    def test_a_place_that_somebody_else_holds_is_not_waited_for_with_a_mistake(
+        self, workers: pool.Pool, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Node b's GPU is another job's: its worker has no process, so it will tell nothing."""
+        bad = self.pending(workers, "a")
+        monkeypatch.setattr(pool.ray, "wait", lambda refs, timeout: ([], refs))
+        monkeypatch.setattr(workers._places, "open", lambda members: [(gpu("b"), False)])
+        with pytest.raises(RaylensError, match="there is a GPU it cannot use"):
+            workers.settle(bad)
+
+    def test_storage_that_one_node_cannot_reach_ends_nothing(self, workers: pool.Pool, world: World) -> None:
+        """It is asked there again, now and then; elsewhere a worker is set up for minutes, works and dies."""
+        self.bad = ray.exceptions.RayTaskError("setup", "no traceback", UnreachableError("no route to S3"))
+        for _ in range(40):
+            if (reference := self.pending(workers, "a")) is not None:
+                workers.settle(reference)
+            world.later()
+            workers.refresh(16)
+        away, self.bad = self.bad, None
+        workers.settle(self.pending(workers, "b"))
+        (good,) = [m for m in workers.members if m.ready]
+        self.bad = away
+        for _ in range(40):
+            if (reference := self.pending(workers, "a")) is not None:
+                workers.settle(reference)
+            world.later()
+            workers.refresh(16)
+        workers.drop(good)
+        world.later()
+        workers.refresh(16)
+        assert self.pending(workers, "b") is not None
+        for _ in range(3):  # and another is set up there in its own time
+            if (reference := self.pending(workers, "a")) is not None:
+                workers.settle(reference)
+            world.later()
+            workers.refresh(16)
+        self.bad = None
+        workers.settle(self.pending(workers, "b"))
+        assert [m.slot.node for m in workers.members if m.ready] == ["b"]

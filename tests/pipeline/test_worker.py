@@ -193,7 +193,7 @@ def test_a_shard_of_dead_links_alone_fails_where_others_of_its_split_can_be_reac
     worker.run(Task("all", 1, attempt=2, forgiving=True))
     assert [row["status"] for row in worker.shards("all").table(1).to_pylist()] == ["failed", "failed"]
     worker.stage.gone = frozenset("012345")
-    with pytest.raises(UnreachableError, match="neither its images nor others can be reached"):
+    with pytest.raises(UnreachableError, match="neither these images nor others can be reached"):
         worker.run(Task("all", 2, attempt=2, forgiving=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -119,6 +120,10 @@ def test_pointing_is_the_mean_over_classes() -> None:
     # Asked twice, as the prediction and as the label, a class counts once.
     twice = reduced([row("d", targets=[1, 1], peak_distance=[0.0, 0.0])])
     assert one(twice, kind="pointing", name="all", threshold=0.0)["tuning_images"] == 1
+    # A wrong prediction that is one of the image's classes all the same is asked as that.
+    person = row("e", label=1, asked=["predicted", "labels"], targets=[2, 2], peak_distance=[9.0, 0.0])
+    config = replace(CONFIG, targets=("predicted", "labels"))
+    assert one(reduced([person], config), kind="pointing", name="all", threshold=0.0)["value"] == 1.0
 
 
 def test_one_image_a_class_leaves_the_pointing_game_an_error() -> None:
