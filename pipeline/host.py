@@ -21,7 +21,7 @@ from pipeline.estimate import Measured
 from pipeline.slices import DeviceLostError
 from pipeline.task_feeder import TaskFeeder
 from pipeline.tasks import Done, Mark, Task, Work
-from pipeline.torch_in_use import torch_in_use
+from pipeline.torch_in_use import empty_cache
 from pipeline.worker import Worker
 
 
@@ -48,8 +48,7 @@ class Host:
         self._worker.close()
         self._worker = None
         gc.collect()  # traced networks are full of circles
-        if (torch := torch_in_use()) and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        empty_cache()
 
     def _device(self) -> str:
         """The slot's device; the CPU where a test cluster says it has GPUs on a machine without: receipts tell."""

@@ -91,7 +91,8 @@ class ShardLoop:
         finally:
             self._hold(clock)
             self._meters.waiting(0, 0, 0)
-            self._ledger.forget.remote(self._work.id)
+            with contextlib.suppress(Exception):  # Ray may be gone, and what ended the loop is what counts
+                self._ledger.forget.remote(self._work.id)
         return self._receipts
 
     def _hold(self, since: float) -> float:
@@ -157,7 +158,8 @@ class ShardLoop:
         for reference, flight in list(self._flying.items()):
             if not idle:
                 return
-            if flight.task.apart or attempts[flight.shard] > 1 or flight.shard in {*self._receipts, *self._hung}:
+            shard = flight.shard
+            if flight.task.apart or attempts[shard] > 1 or shard in self._receipts or shard in self._hung:
                 continue
             if self._late.is_late(reference):
                 self.spent.duplicates += 1

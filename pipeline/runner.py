@@ -60,8 +60,7 @@ class Runner:
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 if isinstance(cause, UnreachableError) and attempt < MICRO_RUNS - 1:
-                    died = last_line(cause)
-                    self._say(f"step '{work.step.name}': its micro-run is tried again: {died}")
+                    self._say(f"step '{work.step.name}': its micro-run is tried again: {last_line(cause)}")
                     self._stop.wait(backoff(attempt + 3))
                     continue
                 if not (cause and is_out_of_memory(cause)) or size == 1:

@@ -12,7 +12,7 @@ from pipeline.decode import Prepared
 from pipeline.redaction import redact_urls
 from pipeline.shards import STATUSES
 from pipeline.steps import Stage
-from pipeline.torch_in_use import torch_in_use
+from pipeline.torch_in_use import empty_cache, torch_in_use
 
 Row = dict[str, Any]
 
@@ -135,8 +135,7 @@ def run_where_there_is_room(
             else:
                 shape //= 2
                 notes.append(f"out of memory: micro-batch halved to {shape}")
-            if (torch := torch_in_use()) and torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            empty_cache()
     return found, shape
 
 

@@ -24,6 +24,13 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def empty_cache() -> None:
+    """Give the device what freed tensors hold of its memory, where there is a device."""
+    torch = torch_in_use()
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def full_float32() -> None:
     """float32 is float32 on GPUs, too.
 
